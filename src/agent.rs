@@ -1,7 +1,7 @@
 //! One attempt at a job: plan the call, ask Claude, read the answer.
 //!
 //! It counts no retries, has no limits and stores nothing. What happened is an [`AttemptReport`], and what becomes of the job
-//! a [`Disposition`]. Called by `worker`.
+//! a [`Disposition`].
 //!
 //! - `repair`: the repair prompt for a rejected answer
 //! - `gaps`: how long the system prompt is cached
@@ -50,7 +50,6 @@ pub trait Analyst: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = (Disposition, AttemptReport)> + Send;
 }
 
-/// Asks Claude.
 #[derive(Clone, Debug)]
 pub struct Agent {
     pub claude: Claude,
@@ -119,7 +118,6 @@ impl Agent {
         self.planner.prices.of(answered).or_else(|| self.planner.prices.of(asked)).map(|price| price.cost(usage))
     }
 
-    /// Tokens that the answer does not report are at risk.
     fn bill(&self, report: &mut AttemptReport, reply: &Reply, asked: &str, at_risk: AtRisk) {
         // A refusal before any output is not billed, though its usage is shown.
         if matches!(reply.stop, StopReason::Refusal { .. }) && !reply.has_content {
@@ -185,30 +183,29 @@ fn cut_by_time(plan: &Plan) -> String {
 }
 
 fn unreadable(stop: &StopReason, is_complete: bool, error: String) -> (Disposition, FailureCode, String) {
-    let retry = |code, class, message| (Disposition::Retry { code, class, after: None }, code, message);
-    let invalid = |message| retry(FailureCode::InvalidOutput, FailureClass::InvalidOutput, message);
-    match stop {
+    let (mut code, mut class) = (FailureCode::InvalidOutput, FailureClass::InvalidOutput);
+    let message = match stop {
         StopReason::MaxTokens => {
-            let message = "the answer was cut at MAX_TOKENS output tokens; raise the setting".to_owned();
-            retry(FailureCode::AnswerTruncated, FailureClass::InvalidOutput, message)
+            code = FailureCode::AnswerTruncated;
+            "the answer was cut at MAX_TOKENS output tokens; raise the setting".to_owned()
         }
         StopReason::ModelContextWindowExceeded => {
-            let message =
-                "question and answer are longer than the model's context window; shorten the context".to_owned();
+            let message = "question and answer are longer than the model's context window; shorten the context";
             let code = FailureCode::ContextWindowExceeded;
-            (Disposition::Fail { code }, code, message)
+            return (Disposition::Fail { code }, code, message.to_owned());
         }
         _ if !is_complete => {
-            let message = format!("Claude's stream ended without message_stop, and {error}");
-            retry(FailureCode::StreamCut, FailureClass::Other, message)
+            (code, class) = (FailureCode::StreamCut, FailureClass::Other);
+            format!("Claude's stream ended without message_stop, and {error}")
         }
-        StopReason::EndTurn | StopReason::StopSequence | StopReason::Refusal { .. } => invalid(error),
+        StopReason::EndTurn | StopReason::StopSequence | StopReason::Refusal { .. } => error,
         // No tools were offered that it could use or pause for.
-        StopReason::ToolUse => invalid(format!("{error}, and it wanted to use a tool")),
-        StopReason::PauseTurn => invalid(format!("{error}, and it paused its turn")),
-        StopReason::Other(reason) => invalid(format!("{error}, and it stopped for the unknown reason {reason:?}")),
-        StopReason::Unstated => invalid(format!("{error}, and it has no stop_reason")),
-    }
+        StopReason::ToolUse => format!("{error}, and it wanted to use a tool"),
+        StopReason::PauseTurn => format!("{error}, and it paused its turn"),
+        StopReason::Other(reason) => format!("{error}, and it stopped for the unknown reason {reason:?}"),
+        StopReason::Unstated => format!("{error}, and it has no stop_reason"),
+    };
+    (Disposition::Retry { code, class, after: None }, code, message)
 }
 
 fn tokens(usage: &Usage) -> TokenUsage {

@@ -431,7 +431,7 @@ mod tests {
         assert!(auth.identify(Some(header.as_bytes())).is_ok());
         assert!(auth.revoke("ci").now_or_never().is_none(), "the store has yet to write it down");
         assert_eq!(auth.identify(Some(header.as_bytes())), Err(Refused::Wrong));
-        // What the store was told before the next change is done before it.
+        // The store makes changes in order, so the revocation is done before this one.
         auth.create("other", Scope::Read, ADMIN_TOKEN).await.unwrap();
         let again = Auth::load("s3cret".into(), None, None, true, registry, clock).await.unwrap();
         assert_eq!(again.identify(Some(header.as_bytes())), Err(Refused::Wrong));

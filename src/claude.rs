@@ -27,7 +27,7 @@ mod wire;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -51,7 +51,6 @@ const IDLE_CLOSE: Duration = Duration::from_secs(2);
 /// Most tokens that the API adds to a request, for instance for structured output. Other tokens have at least a byte.
 const MAX_ADDED_TOKENS: u64 = 10_000;
 
-/// Longest time to look up a model.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The HTTP client's error if a proxy answers 407 to CONNECT.
@@ -61,46 +60,39 @@ const PROXY_REFUSED: &str = "proxy authorization required";
 pub struct ClientConfig {
     /// `https://api.anthropic.com` or a gateway's address; may carry a path prefix and end in `/` or `/v1` or neither.
     pub base_url: String,
-    /// Sent as `x-api-key`. Never logged, never part of an error.
+    /// The three credentials are never logged and never part of an error.
     pub api_key: Option<SecretString>,
-    /// Sent as `Authorization: Bearer`, likewise.
     pub auth_token: Option<SecretString>,
-    /// Further headers, as lines of `name: value`; their values are secrets too.
+    /// As lines of `name: value`.
     pub custom_headers: Option<SecretString>,
     pub connect_timeout: Duration,
     /// Longest silence: no answer yet, or no event and no ping.
     pub idle_timeout: Duration,
 }
 
-/// The client. Clones share one pool of connections.
+/// Clones share one pool of connections.
 #[derive(Debug, Clone)]
-pub struct Claude {
-    inner: Arc<Inner>,
-}
+pub struct Claude(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     http: reqwest::Client,
     messages_url: Url,
     headers: HeaderMap,
-    /// Blanked out in errors.
     secrets: Vec<SecretString>,
     idle_timeout: Duration,
 }
 
-/// The answer of `GET /v1/models/{id}`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct ModelInfo {
     pub id: String,
-    /// `active`, `deprecated` or `retired`.
     pub lifecycle: Option<String>,
     pub retires_at: Option<String>,
-    pub max_input_tokens: Option<u64>,
     pub max_tokens: Option<u64>,
 }
 
 impl Claude {
-    /// Does not connect yet. Proxies come from the environment (`HTTPS_PROXY` and the like).
+    /// Connects later. Proxies come from the environment (`HTTPS_PROXY` and the like).
     pub fn new(config: ClientConfig) -> Result<Claude, ClientError> {
         let messages_url = access::messages_url(&config.base_url)?;
         let (headers, secrets) = access::headers(config.api_key, config.auth_token, config.custom_headers)?;
@@ -124,20 +116,18 @@ impl Claude {
             .retry(reqwest::retry::never())
             .build()
             .map_err(|error| ClientError::Http(cause(&error)))?;
-        Ok(Claude {
-            inner: Arc::new(Inner { http, messages_url, headers, secrets, idle_timeout: config.idle_timeout }),
-        })
+        let idle_timeout = config.idle_timeout;
+        Ok(Claude(Arc::new(Inner { http, messages_url, headers, secrets, idle_timeout })))
     }
 
-    /// Sends one request and reads the whole answer. Dropping the future aborts the HTTP call. An error has the part of the
-    /// answer that came.
+    /// Makes one call. Dropping the future aborts it. An error has the part of the answer that came.
     pub async fn send(&self, request: &MessageRequest, on_progress: OnProgress<'_>) -> Result<Reply, CallError> {
         let mut head = Head::default();
         let mut answer = Answer::default();
         let body = wire::body(request)
             .map_err(|error| CallError::new(ErrorKind::InvalidRequest, format!("can't make the request: {error}")))?;
         let most_input = (body.len() as u64).saturating_add(MAX_ADDED_TOKENS);
-        let idle = self.inner.idle_timeout + request.extra_silence;
+        let idle = self.0.idle_timeout + request.extra_silence;
         let exchange = self.exchange(body, idle, on_progress, &mut head, &mut answer);
         let outcome = within(request.time_limit, exchange).await;
         answer.finish(on_progress, most_input, request.max_tokens.into());
@@ -160,17 +150,16 @@ impl Claude {
         }
     }
 
-    /// Looks up a model. Not billed.
     pub async fn model(&self, id: &str) -> Result<ModelInfo, CallError> {
         let mut head = Head::default();
-        let mut url = self.inner.messages_url.clone();
+        let mut url = self.0.messages_url.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop().push("models").push(id);
         }
         let ask = async {
-            let response = self.answered(self.inner.http.get(url), self.inner.idle_timeout, &mut head).await?;
-            let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
-            serde_json::from_slice(&body).map_err(|error| stream::malformed(&format!("model {id}: {error}")))
+            let response = self.answered(self.0.http.get(url), self.0.idle_timeout, &mut head).await?;
+            let body = self.bounded_body(response).await;
+            serde_json::from_slice(&body).map_err(|error| stream::malformed(format!("model {id}: {error}")))
         };
         let outcome = within(LOOKUP_TIMEOUT, ask).await;
         outcome.map_err(|error| CallError { surely_unbilled: true, ..self.finish(error, head) })
@@ -184,23 +173,21 @@ impl Claude {
         head: &mut Head,
         answer: &mut Answer,
     ) -> Result<(), CallError> {
-        let call = self.inner.http.post(self.inner.messages_url.clone());
-        let call = call.header(CONTENT_TYPE, HeaderValue::from_static("application/json")).body(body);
+        let call = self.0.http.post(self.0.messages_url.clone());
+        let call = call.header(CONTENT_TYPE, "application/json").body(body);
         let answered = self.answered(call, idle, head).await;
         if head.status.is_some() {
             on_progress(Progress::Head(head.rate_limits));
         }
         let response = answered?;
-        let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        let kind = String::from_utf8_lossy(kind).to_ascii_lowercase();
-        let kind = kind.split(';').next().unwrap_or_default().trim();
+        let kind = text(response.headers(), "content-type").and_then(|kind| kind.split(';').next()).unwrap_or_default();
         // Gateways may send a stream under another type: then its first bytes decide.
-        let is_stream = matches!(kind, "text/event-stream" | "");
+        let is_stream = kind.is_empty() || kind.trim().eq_ignore_ascii_case("text/event-stream");
         stream::read(response.bytes_stream(), is_stream, idle, answer, on_progress).await
     }
 
     async fn answered(&self, call: RequestBuilder, idle: Duration, head: &mut Head) -> Result<Response, CallError> {
-        let mut call = call.headers(self.inner.headers.clone());
+        let mut call = call.headers(self.0.headers.clone());
         let response = loop {
             let (again, begin) = (call.try_clone(), Instant::now());
             let (sent, was_reused) = reuse::watch(timeout(idle, call.send())).await;
@@ -228,7 +215,7 @@ impl Claude {
             return Err(self.proxy_refused());
         }
         let headers = headers.clone();
-        let body = self.bounded_body(response, MAX_ERROR_BODY_BYTES).await;
+        let body = self.bounded_body(response).await;
         Err(CallError::from_answer(status.as_u16(), &headers, &body, SystemTime::now()))
     }
 
@@ -250,11 +237,10 @@ impl Claude {
 
     /// The variable and the address of the proxy for calls; NO_PROXY may exempt them from it.
     fn proxy(&self) -> Option<(&'static str, String)> {
-        let url = &self.inner.messages_url;
+        let url = &self.0.messages_url;
         if access::is_loopback(url) { None } else { proxy_of(url.scheme()) }
     }
 
-    /// For a 407, to the request or to CONNECT.
     fn proxy_refused(&self) -> CallError {
         let (name, address) = self.proxy().unwrap_or(("HTTPS_PROXY", "between here and Claude".to_owned()));
         let message = format!(
@@ -264,20 +250,19 @@ impl Claude {
     }
 
     /// The part of a body that comes within the bounds of size and silence.
-    async fn bounded_body(&self, mut response: Response, limit: usize) -> Vec<u8> {
+    async fn bounded_body(&self, mut response: Response) -> Vec<u8> {
         let mut body = Vec::new();
-        while let Ok(Ok(Some(chunk))) = timeout(self.inner.idle_timeout, response.chunk()).await {
-            body.extend_from_slice(&chunk[..chunk.len().min(limit - body.len())]);
-            if body.len() == limit {
+        while let Ok(Ok(Some(chunk))) = timeout(self.0.idle_timeout, response.chunk()).await {
+            body.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR_BODY_BYTES - body.len())]);
+            if body.len() == MAX_ERROR_BODY_BYTES {
                 break;
             }
         }
         body
     }
 
-    /// Adds the head, and blanks secrets that a server repeats.
     fn finish(&self, error: CallError, head: Head) -> CallError {
-        let secrets = self.inner.secrets.iter();
+        let secrets = self.0.secrets.iter();
         CallError {
             status: head.status,
             request_id: head.request_id.or(error.request_id),

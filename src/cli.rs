@@ -84,10 +84,13 @@ enum Command {
     /// Submit a question and show its memo
     Analyze(Box<analyze::Analyze>),
     /// List, show, watch, cancel, retry and delete jobs
+    #[command(subcommand)]
     Jobs(jobs::Jobs),
     /// List, create and revoke the API keys of callers; needs the admin token
+    #[command(subcommand)]
     Keys(keys::Keys),
     /// Show and replace the secret of webhooks, test a receiver, list and resend webhooks
+    #[command(subcommand)]
     Webhooks(webhooks::Webhooks),
     /// Show the state of a running service; needs the admin token
     Stats(Box<operate::Operate>),
@@ -144,7 +147,6 @@ fn is_of_settings(error: &anyhow::Error) -> bool {
         || error.downcast_ref().is_some_and(StartError::is_of_settings)
 }
 
-/// The chain of causes on one line, without repetitions.
 fn chain(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |chain, cause| match chain.as_str() {
         "" => cause,

@@ -12,6 +12,8 @@
 //! - `templates`: the templates and their filters · `strings`: every text, in two languages
 //! - `memo`, `history`: figures for drawings · `assets`: the style sheet, the script, the icon
 
+#![expect(clippy::result_large_err, reason = "an error is an answer, as a success is")]
+
 mod api;
 mod ask;
 mod assets;
@@ -48,13 +50,11 @@ pub use self::{pages::Shown, session::Sessions};
 /// larger ones itself.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
 
-/// Largest form of an action on many jobs: it has all conditions of a filter.
+/// A form with all conditions of a filter.
 const MAX_ACTION_BYTES: usize = 64 << 10;
 
-/// Largest other form: a name, a token, a few numbers.
 const MAX_FORM_BYTES: usize = 4 << 10;
 
-/// The pages, over `api`.
 pub fn router(api: Router, sessions: Sessions, shown: Shown) -> Router {
     let pages = Arc::new(Pages { routes: api, templates: Templates::new(), sessions, shown });
     Router::new()

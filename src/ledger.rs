@@ -108,12 +108,9 @@ impl Sums {
     }
 
     pub fn add(&mut self, other: &Sums) {
+        self.tokens = self.tokens.plus(other.tokens);
         let pairs = [
             (&mut self.calls, other.calls),
-            (&mut self.tokens.input_tokens, other.tokens.input_tokens),
-            (&mut self.tokens.output_tokens, other.tokens.output_tokens),
-            (&mut self.tokens.cache_creation_input_tokens, other.tokens.cache_creation_input_tokens),
-            (&mut self.tokens.cache_read_input_tokens, other.tokens.cache_read_input_tokens),
             (&mut self.nanodollars, other.nanodollars),
             (&mut self.unpriced_calls, other.unpriced_calls),
             (&mut self.at_risk.calls, other.at_risk.calls),

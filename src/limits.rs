@@ -12,12 +12,11 @@
 //! the number of workers and the budget are common to all. Jobs whose model can't be called are passed over.
 //!
 //! A worker first gets a [`Permit`] and then claims a job, so jobs wait in the queue. A permit reserves a call of each model
-//! that ready jobs need and that may be called, and the claim takes a job of one of these ([`Permit::lanes`]). It reserves the
-//! tokens that a call usually needs; the likely need of its text once the call is known; and at the end it is settled with
-//! what was used.
+//! that ready jobs need and that may be called ([`Permit::lanes`]): first the tokens that a call usually needs, then the likely
+//! need of its text. At the end it is settled with what was used.
 //!
-//! If a claim takes long compared with a call, a few permits more are given while all calls are under way
-//! ([`Limits::claim_ahead`]). Their jobs are claimed meanwhile, and their calls wait until another ends ([`Permit::ready`]).
+//! If claims take long compared with calls, a few more permits are given ([`Limits::claim_ahead`]). Their jobs are claimed
+//! meanwhile, and their calls wait until another ends ([`Permit::ready`]).
 
 mod bucket;
 pub mod budget;
@@ -27,11 +26,7 @@ mod permit;
 pub mod reach;
 mod state;
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -43,7 +38,7 @@ use utoipa::ToSchema;
 
 use self::{
     budget::{Budget, Status},
-    gate::{Closed, Gate, Refusal, Ruling},
+    gate::{Closed, Refusal, Ruling},
     model::Model,
     reach::Unreachable,
     state::{Admitted, Inner, State, Waiting},
@@ -64,10 +59,8 @@ use crate::{
 /// How often a used up budget is checked: the day may turn at any moment, as the wall clock can be set.
 const BUDGET_POLL: Duration = Duration::from_secs(1);
 
-/// Most calls at once without WORKERS.
 pub const MAX_CALLS_AT_ONCE: usize = 512;
 
-/// Clones are handles to the same limits.
 #[derive(Clone, Debug)]
 pub struct Limits(Arc<Inner>);
 
@@ -93,15 +86,7 @@ impl Limits {
         Limits(Arc::new(Inner {
             in_use,
             budget: budget.map(Arc::new),
-            state: Mutex::new(State {
-                caps,
-                account: Gate::default(),
-                models: HashMap::new(),
-                permits: 0,
-                most_ahead: 0,
-                workers,
-                waiting: 0,
-            }),
+            state: Mutex::new(State { caps, workers, ..State::default() }),
             reach: Mutex::default(),
             changed: Notify::new(),
         }))
@@ -148,12 +133,10 @@ impl Limits {
         }
     }
 
-    /// A permit for one call of a lane, if one can be had at this moment.
     pub fn try_permit(&self, lane: Lane) -> Option<Permit> {
         self.take(&[lane]).ok()
     }
 
-    /// A permit for a job of one of these lanes, or the reason for the refusal.
     fn take(&self, ready: &[Lane]) -> Result<Permit, Refusal> {
         let (inner, now, in_use) = (&self.0, Instant::now(), (self.0.in_use)());
         let mut state = inner.state.lock();
@@ -171,7 +154,7 @@ impl Limits {
         for (key, is_probe) in models {
             match state.reserve(key, is_probe) {
                 Ok(one) => reserved.push(one),
-                Err(wait) => refusal = refusal.or(Refusal::For(wait)),
+                Err(wait) => refusal = refusal.min(Refusal::For(wait)),
             }
         }
         if reserved.is_empty() {
@@ -200,15 +183,14 @@ impl Limits {
         })
     }
 
-    /// Allows up to `most` more permits while as many calls are under way as may be. There are none for a model that is
-    /// overloaded or whose gate is closed.
+    /// Allows up to `most` more permits than calls, but not for a model that is overloaded or whose gate is closed.
     pub fn claim_ahead(&self, most: usize) {
         self.change(|state| most > std::mem::replace(&mut state.most_ahead, most));
     }
 
     /// The limits in force for a lane: the upstream's, or the operator's cap if that is lower.
     pub fn per_minute(&self, lane: Lane) -> PerMinute {
-        self.with_model(lane, |model, _| model.per_minute())
+        self.with_model(lane, Model::per_minute)
     }
 
     pub fn caps(&self) -> RateCaps {
@@ -226,8 +208,8 @@ impl Limits {
         });
     }
 
-    /// Records the requests, input tokens and output tokens a minute that the head of an answer named. Its call began at
-    /// `called_at`: answers overtake each other, and the later call counts.
+    /// Records the requests, input tokens and output tokens a minute that the head of an answer named. Answers overtake each
+    /// other: the later call counts.
     pub fn learn(&self, model: &str, limits: [Option<u64>; 3], called_at: Instant) {
         if limits.iter().all(Option::is_none) {
             return;
@@ -240,19 +222,15 @@ impl Limits {
         });
     }
 
-    /// Fewer calls of a model at once, until it answers again.
     pub fn overloaded(&self, model: &str, question: u64) {
-        let mut state = self.0.state.lock();
-        let workers = state.workers;
-        state.named(model).overloaded(question, workers, Instant::now());
+        self.0.state.lock().named(model).overloaded(question, Instant::now());
     }
 
     pub fn answered(&self, model: &str) {
         let mut state = self.0.state.lock();
-        let workers = state.workers;
         let known = state.named(model);
         let was_known = known.is_known;
-        known.answered(workers);
+        known.answered();
         state.release_ahead();
         drop(state);
         if was_known { self.0.changed.notify_one() } else { self.0.changed.notify_waiters() }
@@ -263,16 +241,14 @@ impl Limits {
     }
 
     pub fn calls_per_second(&self, lane: Lane) -> f64 {
-        self.with_model(lane, |model, _| model.rate())
+        self.with_model(lane, Model::rate)
     }
 
-    /// Whether a limit keeps a caller waiting.
     pub fn is_exhausted(&self) -> bool {
         self.0.state.lock().waiting > 0
     }
 
-    /// A call of `model` met a failure that may concern others. Closes the gate of the model or of the account, if enough
-    /// different questions met it.
+    /// Closes the gate of the model or of the account, if enough different questions met the failure.
     pub fn block(&self, model: &str, failure: &SharedFailure, question: u64, detail: &str) -> Ruling {
         let (now, random) = (Instant::now(), rand::random());
         let mut ruling = Ruling::Alone;
@@ -312,15 +288,13 @@ impl Limits {
         account.or_else(|| state.models.get_mut(&key)?.gate.closed(now).cloned())
     }
 
-    /// Of each model that was called, by name.
     pub fn models(&self) -> Vec<ModelLimits> {
         let (mut state, now) = (self.0.state.lock(), Instant::now());
-        let workers = state.workers;
         let named = state.models.values_mut().filter(|model| !model.name.is_empty());
         let limits = |model: &mut Model| ModelLimits {
             model: model.name.clone(),
             per_minute: model.per_minute(),
-            calls_at_once: model.at_once(workers),
+            calls_at_once: model.at_once(),
             gate: model.gate.closed(now).cloned(),
         };
         let mut models: Vec<ModelLimits> = named.map(limits).collect();
@@ -337,11 +311,9 @@ impl Limits {
         wakes
     }
 
-    fn with_model<T>(&self, lane: Lane, read: impl FnOnce(&Model, usize) -> T) -> T {
+    fn with_model<T>(&self, lane: Lane, read: impl FnOnce(&Model) -> T) -> T {
         let key = lane.unwrap_or_else(|| (self.0.in_use)());
-        let mut state = self.0.state.lock();
-        let workers = state.workers;
-        read(state.model(key), workers)
+        read(self.0.state.lock().model(key))
     }
 }
 

@@ -3,9 +3,8 @@
 //! The version with the highest number (`v10` is above `v9`) is the default. A folder of another name, such as `draft`, is
 //! used only by questions that name it. A reload is all or nothing: one broken version, and the loaded ones stay in use.
 //!
-//! Loading checks syntax, unknown and unused variables in every branch, and renders samples of all combinations of
-//! optional parts. So rendering does not fail later. What callers write is data: it never runs as a template, and it can't
-//! leave the tag around it.
+//! Loading checks the variables and renders samples of all combinations of optional parts, so rendering does not fail later.
+//! What callers write is data: it never runs as a template, and it can't leave the tag around it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -25,9 +24,7 @@ const USER: &str = "decision_analysis.txt";
 /// What `decision_analysis.txt` may use and must use: the fields of [`Question`].
 const VARIABLES: [&str; 5] = ["context", "depth", "options", "query", "today"];
 
-/// The `depth` of a memo that a client waits for.
 pub const BRIEF: &str = "brief";
-/// The `depth` of a memo with everything.
 pub const FULL: &str = "full";
 
 const MAX_VERSION_NAME: usize = 32;
@@ -65,7 +62,6 @@ pub struct VersionInfo {
     pub is_default: bool,
 }
 
-/// What one job asks. The field names are the template's variables.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Question<'a> {
     pub query: &'a str,
@@ -92,12 +88,7 @@ pub enum PromptError {
     #[error("can't read the prompt {}: {source}; PROMPTS_DIR must have a folder for each version with {SYSTEM} and {USER}", path.display())]
     Unreadable { path: PathBuf, source: std::io::Error },
     #[error("the prompt {}{} is not valid: {message}", path.display(), line.map(|line| format!(", line {line},")).unwrap_or_default())]
-    Invalid {
-        path: PathBuf,
-        /// The line at fault, from 1, where there is one.
-        line: Option<usize>,
-        message: String,
-    },
+    Invalid { path: PathBuf, line: Option<usize>, message: String },
     #[error(
         "the prompts folder {} has no version. Make a folder such as v1 in it, with {SYSTEM} and {USER}",
         path.display()
@@ -121,11 +112,9 @@ impl Prompts {
         Ok(())
     }
 
-    /// Renders `version`, or the default without one.
     pub fn render(&self, version: Option<&str>, question: &Question<'_>) -> Result<Rendered, PromptError> {
         let versions = self.versions();
-        let name = version.unwrap_or_else(|| default(&versions));
-        let version = versions.get(name).ok_or_else(|| unknown(name, &versions))?;
+        let (name, version) = find(&versions, version)?;
         Ok(Rendered {
             system: version.system.clone(),
             user: version.user.render(question)?,
@@ -135,14 +124,12 @@ impl Prompts {
     }
 
     pub fn check(&self, version: &str) -> Result<(), PromptError> {
-        let versions = self.versions();
-        if versions.contains_key(version) { Ok(()) } else { Err(unknown(version, &versions)) }
+        find(&self.versions(), Some(version)).map(drop)
     }
 
     /// The digest of `version`, or of the default without one; `None` if there is no such version.
     pub fn sha256(&self, version: Option<&str>) -> Option<String> {
-        let versions = self.versions();
-        versions.get(version.unwrap_or_else(|| default(&versions))).map(|version| version.sha256.clone())
+        find(&self.versions(), version).ok().map(|(_, version)| version.sha256.clone())
     }
 
     pub fn list(&self) -> Vec<VersionInfo> {
@@ -161,15 +148,17 @@ impl Prompts {
     }
 }
 
-fn unknown(version: &str, versions: &Versions) -> PromptError {
-    PromptError::UnknownVersion { version: version.to_owned(), known: versions.keys().cloned().collect() }
+fn find<'a>(versions: &'a Versions, name: Option<&'a str>) -> Result<(&'a str, &'a Version), PromptError> {
+    let name = name.unwrap_or_else(|| default(versions));
+    let unknown =
+        || PromptError::UnknownVersion { version: name.to_owned(), known: versions.keys().cloned().collect() };
+    Ok((name, versions.get(name).ok_or_else(unknown)?))
 }
 
 fn number(version: &str) -> Option<u64> {
     version.strip_prefix('v')?.parse().ok()
 }
 
-/// The version with the highest number; without any number, the last by name.
 fn default(versions: &Versions) -> &str {
     versions.keys().max_by_key(|name| (number(name), *name)).map_or("", String::as_str)
 }
@@ -249,8 +238,7 @@ impl Template {
         }
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        // `|e` escapes no more than the tags need, so that "I'd" reaches the model as it was written. A variable
-        // without `|e` is caught by the automatic escaping.
+        // `|e` escapes no more than the tags need: "I'd" stays as written. The automatic escaping catches the rest.
         environment.set_auto_escape_callback(|_| AutoEscape::Html);
         environment.add_filter("e", escape_tags);
         environment.add_filter("escape", escape_tags);

@@ -48,10 +48,8 @@ pub struct Worker<A = Agent> {
     pub closing: CancellationToken,
 }
 
-/// Whether the call of a claimed job may be made.
 enum Permission {
     Call,
-    /// The job is queued again.
     Release(FailureCode, &'static str),
     /// The job belongs to another attempt.
     Lost,
@@ -71,7 +69,6 @@ impl<A: Analyst> Worker<A> {
         None
     }
 
-    /// Waits until the call of a job that was claimed ahead may be made.
     async fn permission(&self, claim: &Claim, permit: &mut limits::Permit) -> Permission {
         tokio::select! {
             biased;
@@ -91,7 +88,6 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// Resolves the call and makes it, or settles why it can't be made.
     async fn call(&self, claim: &Claim, mut permit: limits::Permit) -> Option<Duration> {
         let plan = match self.agent.plan(assignment(claim, self.queue.now())) {
             Ok(plan) => plan,
@@ -200,14 +196,12 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
-    /// A call is being answered, so the gate can be opened.
     fn reached(&self, plan: &Plan, question: u64, started: Instant) {
         if self.limits.reached(plan.model(), question, started) {
             info!("Claude answers again: the queue continues");
         }
     }
 
-    /// Extends the lease; returns when it is lost.
     async fn heartbeat(&self, claim: &Claim) {
         let mut beat = tokio::time::interval(self.queue.lease() / HEARTBEATS_PER_LEASE);
         beat.tick().await;
@@ -275,7 +269,6 @@ impl<A: Analyst> Worker<A> {
     }
 }
 
-/// What becomes of the job if the daily budget has no room for its call.
 fn forbidden(plan: &Plan, permit: &mut limits::Permit) -> Option<(Disposition, AttemptReport)> {
     let room = permit.make_room(plan.at_risk);
     let (disposition, code, message) = match room {
@@ -295,14 +288,12 @@ fn forbidden(plan: &Plan, permit: &mut limits::Permit) -> Option<(Disposition, A
     Some((disposition, failure_report(code, message.to_owned())))
 }
 
-/// The end of an attempt whose call may have been billed.
 fn unknown_end(plan: &Plan, code: FailureCode, message: String) -> (Disposition, AttemptReport) {
     let report = failure_report(code, message);
     let report = AttemptReport { may_have_been_billed: true, at_risk: Some(plan.at_risk), ..report };
     (Disposition::Retry { code, class: FailureClass::Other, after: None }, report)
 }
 
-/// A digest of what is asked, to tell questions apart.
 fn question(request: &JobRequest) -> u64 {
     let mut hasher = DefaultHasher::new();
     (&request.query, &request.context, &request.options).hash(&mut hasher);
@@ -337,19 +328,14 @@ fn describe(call: &Span, report: &AttemptReport) {
     }
 }
 
-/// Settles the limits with what the call needed, as far as that is known. Without a report the attempt was stopped.
+/// Without a report the attempt was stopped.
 fn settle_permit(permit: limits::Permit, took: Duration, report: Option<&AttemptReport>) {
     let code = report.and_then(|report| report.error.as_ref()).map(|error| error.code);
     if code == Some(FailureCode::ConnectFailed) {
         // Nothing was sent, so the permit is dropped unused.
         return;
     }
-    let fits = |tokens| u32::try_from(tokens).unwrap_or(u32::MAX);
-    let used = report.and_then(|report| report.usage).map(|usage| Tokens {
-        // Tokens read from the prompt cache do not count against the limit.
-        input: fits(usage.input_tokens.saturating_add(usage.cache_creation_input_tokens)),
-        output: fits(usage.output_tokens),
-    });
+    let used = report.and_then(|report| report.usage).map(Tokens::from);
     let was_refused = report.is_some_and(|report| report.http_status.is_some_and(|status| status != 200));
     let used = used.or_else(|| was_refused.then(Tokens::default));
     if report.is_some() && code.is_none() { permit.settle(took, used) } else { permit.settle_failed(used) }

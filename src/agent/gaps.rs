@@ -24,7 +24,6 @@ impl Gaps {
         }
     }
 
-    /// Five minutes as long as nothing was measured.
     pub(super) fn ttl(&self) -> CacheTtl {
         let mut gaps: Vec<Duration> = self.recent.iter().copied().collect();
         gaps.sort_unstable();

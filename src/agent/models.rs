@@ -28,7 +28,7 @@ pub(super) const OVERLOADED_FOR: Duration = Duration::from_secs(30);
 /// How long a model that is not there is passed over. Retired ones don't come back, but a gateway may be repaired.
 pub const GONE_FOR: Duration = Duration::from_hours(1);
 
-/// Most models of which anything is learnt; clients can name any.
+/// Clients can name any model.
 const MAX_LEARNT: usize = 64;
 
 /// A schema counts as compiled for so much less than the API keeps it: clocks differ, and a wrong guess fails a call.
@@ -107,7 +107,6 @@ impl Models {
         self.0.own.iter().any(|id| !is_out(&learnt, id))
     }
 
-    /// The preferred one first.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
         self.0.own.iter().map(String::as_str)
     }
@@ -116,12 +115,10 @@ impl Models {
         self.ids().any(|own| own == id)
     }
 
-    /// Whether it stands in for the preferred one.
     pub(super) fn is_fallback(&self, id: &str) -> bool {
         self.0.own[0] != id && self.has(id)
     }
 
-    /// The most output tokens a call may ask for, of `wanted`.
     pub(super) fn max_tokens(&self, id: &str, wanted: u32) -> u32 {
         self.0.learnt.lock().get(id).and_then(|shape| shape.max_tokens).map_or(wanted, |most| most.min(wanted))
     }
@@ -144,8 +141,7 @@ impl Models {
         call.cache = if has(Parameter::CacheControl) { CacheTtl::Off } else { shape.gaps.ttl() };
     }
 
-    /// A model refused `parameter` of `call`, and may have named the most. Returns what changes; `None` if the call had no such
-    /// parameter.
+    /// Learns from a refused parameter. Returns what changes; `None` if the call had no such parameter.
     pub(super) fn refused(&self, call: &MessageRequest, parameter: Parameter, named: Option<u32>) -> Option<String> {
         let was_sent = match parameter {
             Parameter::Effort => call.effort.is_some(),
@@ -195,7 +191,6 @@ impl Models {
         }
     }
 
-    /// What is known of the service's models, and of others that refused something.
     pub fn known(&self) -> Vec<Known> {
         let learnt = self.0.learnt.lock();
         let mut others: Vec<&str> = learnt.keys().map(String::as_str).filter(|id| !self.has(id)).collect();

@@ -21,23 +21,19 @@ const LEAST_BYTES_PER_TOKEN: usize = 3;
 /// A brief text has 900 tokens; the rest is for thinking.
 const BRIEF_MAX_TOKENS: u32 = 8_000;
 
-/// Output tokens a second of a slow model under load.
 const SLOW_TOKENS_PER_SECOND: f64 = 40.0;
 
-/// Time until a slow model writes its first token.
 const SLOW_START: Duration = Duration::from_secs(30);
 
 /// Models that take `thinking: between_tools`, their least thinking. Others may answer 400 to it.
 const THINKING_BETWEEN_TOOLS: [&str; 2] = ["sonnet-5-5", "haiku-5-5"];
 
-/// How Claude is asked.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
     /// For jobs that name none.
     pub model: String,
     /// Models that a job may name besides the service's own; if empty, those with a price.
     pub allowed_models: Vec<String>,
-    /// Thinking included.
     pub max_tokens: u32,
     pub effort: Effort,
     /// The time limit of a call if a client waits, unless `request_timeout` is set.
@@ -45,7 +41,6 @@ pub struct AgentConfig {
     pub request_timeout: Option<Duration>,
 }
 
-/// What is asked in an attempt, and in which circumstances.
 #[derive(Clone, Copy, Debug)]
 pub struct Assignment<'a> {
     pub request: &'a JobRequest,
@@ -53,27 +48,22 @@ pub struct Assignment<'a> {
     pub rejected: Option<&'a Attempt>,
     /// Models that declined to answer: they are not asked again while there is another.
     pub refused_by: &'a [String],
-    /// A client waits, so the answer should be quick.
     pub is_waited_for: bool,
     pub now: Timestamp,
 }
 
 impl Assignment<'_> {
-    /// A first attempt at a request for which no client waits.
     pub fn of(request: &JobRequest, now: Timestamp) -> Assignment<'_> {
         Assignment { request, rejected: None, refused_by: &[], is_waited_for: false, now }
     }
 }
 
-/// A call to Claude.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What is sent.
     pub call: MessageRequest,
     pub depth: Depth,
     /// The time limit cut the last attempt, so this one asks for less.
     pub is_reduced: bool,
-    /// The request names the model, so no other model may answer.
     pub names_model: bool,
     /// The call asks only for the broken parts of this answer.
     pub repair: Option<RepairRequest>,
@@ -81,15 +71,12 @@ pub struct Plan {
     pub prompt_sha256: String,
     /// The service would not ask this model by itself.
     pub is_of_caller: bool,
-    /// Models that declined to answer.
     pub refused_by: Vec<String>,
-    /// The attempt whose answer the repair prompt is about.
     pub asked_again_after: Option<u32>,
     /// Bytes of all texts that are sent, without the schema.
     pub text_bytes: usize,
     /// Bytes of the question with its context and options, the rejected answer if there is one, and the schema.
     pub input_bytes: usize,
-    /// What the call may cost at most.
     pub at_risk: AtRisk,
     pub made_at: Timestamp,
 }
@@ -120,7 +107,6 @@ impl Planner {
         Planner { models, prompts, config: Arc::new(config), prices }
     }
 
-    /// The first of the service's models that has no price.
     pub fn unpriced_model(&self) -> Option<&str> {
         self.models.ids().find(|model| self.prices.of(model).is_none())
     }
@@ -130,12 +116,11 @@ impl Planner {
         self.models.ids().filter_map(move |model| Some((model, self.prices.of(model)?.outdated(today)?)))
     }
 
-    /// The job's own model, or the one in use.
     pub(super) fn model_for<'a>(&'a self, request: &'a JobRequest, refused_by: &[String]) -> &'a str {
         request.model.as_deref().unwrap_or_else(|| self.models.pick(refused_by))
     }
 
-    /// Errors: the report of an attempt that can't be made, now or later.
+    /// The error is the report of an attempt that can't be made, now or later.
     pub fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
         let Assignment { request, rejected, refused_by, is_waited_for, now } = assignment;
         let is_reduced = rejected.is_some_and(was_cut_by_time);
@@ -259,12 +244,8 @@ impl Planner {
             prompt_version: request.prompt_version.clone(),
             ..AttemptReport::default()
         };
-        let code = match error {
-            PromptError::UnknownVersion { .. } => FailureCode::PromptVersionUnknown,
-            PromptError::NoVersion { .. } | PromptError::Unreadable { .. } | PromptError::Invalid { .. } => {
-                FailureCode::Internal
-            }
-        };
+        let is_unknown = matches!(error, PromptError::UnknownVersion { .. });
+        let code = if is_unknown { FailureCode::PromptVersionUnknown } else { FailureCode::Internal };
         failed(report, code, error.to_string())
     }
 }

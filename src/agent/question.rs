@@ -5,12 +5,9 @@ use std::num::NonZeroU64;
 use super::plan::{Planner, least_thinking};
 use crate::{clock::Timestamp, digest::sha256, job::JobRequest};
 
-/// A day as prompts have it, in UTC.
-const DAY_MS: i64 = 24 * 60 * 60 * 1000;
-
 impl Planner {
-    /// A digest of the caller and of all that determines the answer: the question, the prompts as they are loaded now, their
-    /// day, and how Claude is asked. White space does not count. `None` if the prompt version does not exist.
+    /// A digest of the caller and of all that determines the answer. White space does not count. `None` if the prompt version
+    /// does not exist.
     pub fn question(&self, request: &JobRequest, is_waited_for: bool, now: Timestamp) -> Option<NonZeroU64> {
         // Without `..`, so that a new field of requests is considered here.
         let JobRequest {
@@ -30,11 +27,10 @@ impl Planner {
         let prompts = self.prompts.sha256(prompt_version.as_deref())?;
         let words: Vec<&str> = query.split_whitespace().collect();
         let own_models: Vec<&str> = if model.is_some() { Vec::new() } else { self.models.ids().collect() };
-        let day = now.as_millis().div_euclid(DAY_MS);
         let depth: &str = depth.resolved(is_waited_for).into();
         let effort = self.effort(is_waited_for, false);
         let thinking = least_thinking(self.model_for(request, &[]), effort).filter(|_| is_waited_for);
-        let asked = (caller, words, context, options, prompt_version, prompts, day);
+        let asked = (caller, words, context, options, prompt_version, prompts, now.date());
         let how = (model, own_models, depth, effort.word(), thinking, self.config.max_tokens);
         let [a, b, c, d, e, f, g, h, ..] = sha256(&[&postcard::to_stdvec(&(asked, how)).ok()?]);
         Some(NonZeroU64::new(u64::from_be_bytes([a, b, c, d, e, f, g, h])).unwrap_or(NonZeroU64::MIN))

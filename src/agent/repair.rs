@@ -12,8 +12,8 @@ const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// Longest complaint about an answer, in characters: enough for a dozen inconsistencies.
 const MAX_COMPLAINT_CHARS: usize = 2_000;
 
-/// Returns the answer with the complaint, as turns of the conversation, if that helps to repair it; else adds advice to the
-/// question. A [`RepairRequest`] is returned if only parts of the answer are to be written again.
+/// Returns the answer with the complaint if that helps to repair it; else adds advice to the question. With a
+/// [`RepairRequest`] only parts of the answer are to be written again.
 pub(super) fn repair_prompt(
     question: &mut String,
     rejected: &Attempt,
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blank_answer_and_an_endless_one_are_told_of_without_being_sent() {
+    fn a_blank_answer_and_an_endless_one_are_described_without_being_sent() {
         for answer in [None, Some(""), Some(" \n"), Some(&*"x".repeat(MAX_ANSWER_BYTES + 1))] {
             let (question, again, _) = asked_again(FailureCode::InvalidOutput, "the answer has no JSON object", answer);
             assert!(question.contains("can't be used: the answer has no JSON object"), "{question}");

@@ -1,6 +1,6 @@
 //! From a failed call to the [`Disposition`] of its job.
 //!
-//! [`Fault`] says whom a failure concerns; this adds whose model it was. A model that the caller named can fail only that
+//! [`Concern`] says whom a failure concerns; this adds whose model it was. A model that the caller named can fail only that
 //! job. A fallback model never fails a job, because the preferred model may answer it.
 
 use std::{
@@ -15,7 +15,7 @@ use super::{
     plan::Plan,
 };
 use crate::{
-    claude::error::{CallError, DEFAULT_RETRY_AFTER, ErrorKind, Fault},
+    claude::error::{CallError, Concern, DEFAULT_RETRY_AFTER, ErrorKind},
     job::{
         FailureClass, FailureCode,
         disposition::{Disposition, Scope, SharedFailure},
@@ -30,18 +30,18 @@ const BREAKER_WITNESSES: usize = 3;
 
 pub(super) fn after_failure(models: &Models, plan: &Plan, error: &CallError) -> Disposition {
     let code = code_of(error.kind);
-    match error.fault() {
-        Fault::Passing => after_passing(models, plan, error),
-        Fault::Limit => {
+    match error.concern() {
+        Concern::Passing => after_passing(models, plan, error),
+        Concern::Limit => {
             let opens_after = Some(error.retry_after.unwrap_or(DEFAULT_RETRY_AFTER));
             let alone = Disposition::Retry { code, class: FailureClass::Suspect, after: opens_after };
             let (scope, signature) = (Scope::Model, signature(code));
             blocked(SharedFailure { code, scope, signature, witnesses: 1, opens_after }, alone)
         }
-        Fault::Account => block(error, code, Scope::Account),
-        Fault::Model if plan.is_of_caller => after_a_callers_model(error, code),
-        Fault::Model => after_our_model(models, plan, error, code),
-        Fault::Parameter(parameter) => {
+        Concern::Account => block(error, code, Scope::Account),
+        Concern::Model if plan.is_of_caller => after_a_callers_model(error, code),
+        Concern::Model => after_our_model(models, plan, error, code),
+        Concern::Parameter(parameter) => {
             let named = error.max_tokens_named(plan.call.max_tokens);
             match models.refused(&plan.call, parameter, named) {
                 Some(change) => {
@@ -52,8 +52,8 @@ pub(super) fn after_failure(models: &Models, plan: &Plan, error: &CallError) -> 
                 None => after_a_bad_request(models, plan, error, code),
             }
         }
-        Fault::Declined => after_refusal(models, plan),
-        Fault::Question => after_a_bad_request(models, plan, error, code),
+        Concern::Declined => after_refusal(models, plan),
+        Concern::Question => after_a_bad_request(models, plan, error, code),
     }
 }
 
@@ -69,21 +69,18 @@ pub(super) fn after_refusal(models: &Models, plan: &Plan) -> Disposition {
 
 fn after_passing(models: &Models, plan: &Plan, error: &CallError) -> Disposition {
     let code = code_of(error.kind);
-    let is_unbilled = !error.may_have_been_billed();
-    let class = match error.kind {
-        ErrorKind::ConnectFailed => FailureClass::Connect,
-        // In the middle of an answer it may be billed, so it is bounded as what costs.
-        ErrorKind::Overloaded if is_unbilled => FailureClass::Overload,
-        ErrorKind::TotalTimeout => FailureClass::InvalidOutput,
-        _ => FailureClass::Other,
-    };
+    let retry = |class, after| Disposition::Retry { code, class, after };
     match error.kind {
+        ErrorKind::ConnectFailed => retry(FailureClass::Connect, error.retry_after),
         // The same call would be cut again.
         ErrorKind::TotalTimeout if plan.is_reduced => Disposition::Fail { code },
-        ErrorKind::Overloaded if is_unbilled && !plan.names_model && models.pass_over(plan.model(), OVERLOADED_FOR) => {
-            Disposition::Retry { code, class, after: Some(Duration::ZERO) }
+        ErrorKind::TotalTimeout => retry(FailureClass::InvalidOutput, error.retry_after),
+        // In the middle of an answer it may be billed, so it is bounded as what costs.
+        ErrorKind::Overloaded if !error.may_have_been_billed() => {
+            let has_another = !plan.names_model && models.pass_over(plan.model(), OVERLOADED_FOR);
+            retry(FailureClass::Overload, if has_another { Some(Duration::ZERO) } else { error.retry_after })
         }
-        _ => Disposition::Retry { code, class, after: error.retry_after },
+        _ => retry(FailureClass::Other, error.retry_after),
     }
 }
 
@@ -111,7 +108,7 @@ fn after_a_bad_request(models: &Models, plan: &Plan, error: &CallError, code: Fa
     }
     let fail = Disposition::Fail { code };
     // These say themselves that it is the question.
-    if error.kind == ErrorKind::TooLarge || error.fault() != error.kind.fault() || plan.is_of_caller {
+    if error.kind == ErrorKind::TooLarge || error.concern() != error.kind.concern() || plan.is_of_caller {
         return fail;
     }
     let (scope, signature) = (Scope::Model, signature(letters(&error.message)));
@@ -133,7 +130,6 @@ fn set_aside(error: &CallError, code: FailureCode) -> Disposition {
     Disposition::Retry { code, class: FailureClass::Suspect, after: error.retry_after }
 }
 
-/// A model that the caller named is unknown, retired or not allowed.
 fn after_a_callers_model(error: &CallError, code: FailureCode) -> Disposition {
     match error.kind {
         kind if error.is_certain || kind == ErrorKind::NotFound => Disposition::Fail { code },

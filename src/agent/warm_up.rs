@@ -1,8 +1,7 @@
 //! A call that makes the API compile the schema of a memo before the first question.
 //!
-//! The API compiles a schema at its first use, for up to three minutes, and keeps it for 24 hours after the last use. Only a
-//! billed call is known to compile it. This is the smallest one: one output token, no system prompt, about half a cent with
-//! the default model.
+//! Only a billed call is known to compile it. This is the smallest one: one output token, no system prompt, about half a
+//! cent with the default model.
 
 use std::time::Duration;
 
@@ -18,14 +17,12 @@ use crate::{
 /// The API takes no empty message.
 const PROMPT: &str = "Reply with one word.";
 
-/// How long the call may take beyond the time to compile the schema.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 pub struct WarmUp {
     pub(super) call: MessageRequest,
     pub(super) made_at: Timestamp,
-    /// What it costs at most.
     pub at_risk: AtRisk,
 }
 

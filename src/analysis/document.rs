@@ -65,7 +65,7 @@ pub enum Marker {
     Letter(char),
 }
 
-/// One or several texts about an item, under one label. There is a text, and none is blank.
+/// Texts about an item under one label: at least one, and not blank.
 #[derive(Debug, Serialize)]
 pub struct Detail {
     pub key: &'static str,

@@ -55,7 +55,7 @@ fn whole(text: &str) -> Option<Value> {
     number.to_string().parse::<i64>().ok().map(|number| Value::Number(Number::from(number)))
 }
 
-/// The word of an enum that has the same letters. Structured output does not guarantee the case, so case is no slip.
+/// The word of an enum that has the same letters. Structured output does not guarantee the case, so another case is not a slip.
 fn word(text: &str, words: &Value) -> Option<(Value, Option<Repair>)> {
     let letters = |word: &str| word.chars().filter(|c| c.is_alphanumeric()).collect::<String>().to_lowercase();
     let meant = letters(text);

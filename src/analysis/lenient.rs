@@ -239,7 +239,7 @@ fn quote(c: char) -> Option<char> {
     }
 }
 
-/// Whether `c` can end a text that `open` began. A curly quote ends none that a straight one began: it is part of it.
+/// Whether `c` can end a text that `open` began. A curly quote within straight ones is part of the text.
 fn closes(open: char, c: char) -> bool {
     c == open || !matches!(open, '"' | '\'' | '`') && quote(c).is_some() && quote(c) == quote(open)
 }

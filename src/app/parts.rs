@@ -233,7 +233,7 @@ pub(super) fn budget(
         _ => Ok(()),
     };
     check(daily.tokens, usual.tokens, |tokens| format!("{tokens} tokens"))?;
-    check(daily.cost.map(|cost| cost.0), usual.nanodollars.unwrap_or(0), |cost| format!("{:.2} USD", dollars(cost)))?;
+    check(daily.cost.map(|cost| cost.0), usual.nanodollars, |cost| format!("{:.2} USD", dollars(cost)))?;
     Ok(Some(Budget::new(daily, usual, clock.clone(), spending)))
 }
 

@@ -100,10 +100,7 @@ impl Upkeep {
         }
         let outcome = self.closing.run_until_cancelled(self.agent.compile(&warm_up)).await;
         let report = outcome.unwrap_or_else(|| AttemptReport::unknown("the service stopped", Some(warm_up.at_risk)));
-        permit.settle_failed(report.usage.map(|usage| Tokens {
-            input: u32::try_from(usage.input_tokens).unwrap_or(u32::MAX),
-            output: u32::try_from(usage.output_tokens).unwrap_or(u32::MAX),
-        }));
+        permit.settle_failed(report.usage.map(Tokens::from));
         self.record(&warm_up, &report).await;
     }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use reqwest::{
     Url,
-    header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue},
+    header::{HeaderMap, HeaderName, HeaderValue},
 };
 use secrecy::{ExposeSecret, SecretString};
 
@@ -18,10 +18,8 @@ pub enum ClientError {
     /// The base URL cannot be used. It is not repeated here, as it might hold a password.
     #[error("the base URL of the Claude API {0}")]
     BaseUrl(&'static str),
-    /// The key cannot be a header value. It is not shown.
     #[error("the Claude API key is empty or has a character that is not allowed, such as a space or a line break")]
     ApiKey,
-    /// The further headers can't be read. They are not shown.
     #[error("ANTHROPIC_CUSTOM_HEADERS must be lines of `name: value`, such as `x-team: ops`")]
     CustomHeaders,
     #[error("the HTTPS client for Claude could not be set up (are CA certificates installed?): {0}")]
@@ -62,13 +60,11 @@ pub(super) fn headers(
     let mut headers = HeaderMap::new();
     let mut secrets = Vec::new();
     headers.insert("anthropic-version", HeaderValue::from_static(wire::API_VERSION));
-    if let Some(key) = api_key {
-        headers.insert("x-api-key", credential("", &key)?);
-        secrets.push(key);
-    }
-    if let Some(token) = auth_token {
-        headers.insert(AUTHORIZATION, credential("Bearer ", &token)?);
-        secrets.push(token);
+    for (name, scheme, secret) in [("x-api-key", "", api_key), ("authorization", "Bearer ", auth_token)] {
+        if let Some(secret) = secret {
+            headers.insert(name, credential(scheme, &secret)?);
+            secrets.push(secret);
+        }
     }
     let custom = custom.map_or(Ok(Vec::new()), |custom| custom_headers(custom.expose_secret()))?;
     for (name, value) in custom {
@@ -92,27 +88,26 @@ fn credential(scheme: &str, secret: &SecretString) -> Result<HeaderValue, Client
 fn custom_headers(text: &str) -> Result<Vec<(HeaderName, HeaderValue)>, ClientError> {
     let mut entries: Vec<String> = Vec::new();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        let mut is_first = true;
-        for part in line.split(',') {
-            match entries.last_mut().filter(|_| !is_first && !begins_header(part)) {
+        for (place, part) in line.split(',').enumerate() {
+            match entries.last_mut().filter(|_| place > 0 && name_and_value(part).is_none()) {
                 Some(entry) => entry.extend([",", part]),
                 None => entries.push(part.to_owned()),
             }
-            is_first = false;
         }
     }
     entries.iter().map(|entry| header(entry).ok_or(ClientError::CustomHeaders)).collect()
 }
 
-fn begins_header(text: &str) -> bool {
-    text.split_once(':').is_some_and(|(name, _)| HeaderName::from_bytes(name.trim().as_bytes()).is_ok())
+fn name_and_value(text: &str) -> Option<(HeaderName, &str)> {
+    let (name, value) = text.split_once(':')?;
+    Some((name.trim().parse().ok()?, value.trim()))
 }
 
 fn header(entry: &str) -> Option<(HeaderName, HeaderValue)> {
-    let (name, value) = entry.split_once(':')?;
-    let mut value = HeaderValue::from_str(value.trim()).ok()?;
+    let (name, value) = name_and_value(entry)?;
+    let mut value = HeaderValue::from_str(value).ok()?;
     value.set_sensitive(true);
-    Some((HeaderName::from_bytes(name.trim().as_bytes()).ok()?, value))
+    Some((name, value))
 }
 
 #[cfg(test)]

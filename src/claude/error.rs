@@ -1,6 +1,6 @@
-//! What can go wrong with one call to Claude, and whose fault it is.
+//! What can go wrong with one call to Claude, and whom it concerns.
 //!
-//! [`TABLE`] finds the kind of an error answer by its status, error type, error code and message. [`ErrorKind::fault`] says
+//! [`TABLE`] finds the kind of an error answer by its status, error type, error code and message. [`ErrorKind::concern`] says
 //! whom a kind concerns. Nothing else in the service looks at a status or a message. The table and `retry-after` follow
 //! Anthropic's official SDKs.
 
@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use Sign::{Code, Message, Status, Type};
 use reqwest::header::{HeaderMap, HeaderValue};
 
 use super::{
@@ -24,7 +25,6 @@ pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// Shorter ones count as this: a job must not be tried many times a second.
 pub const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The wait at a rate limit without `retry-after`.
 pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// In characters: enough for any message of the API, and no flood of a proxy's HTML page.
@@ -33,147 +33,100 @@ const MAX_MESSAGE_CHARS: usize = 500;
 /// Most bytes read of an error answer's body: a proxy's HTML page need not be read whole.
 pub const MAX_ERROR_BODY_BYTES: usize = 64 << 10;
 
-/// Any HTTP status, and 200 for an `error` event in the middle of a stream.
 const ANY: RangeInclusive<u16> = 0..=999;
 
 /// Statuses that say less than the error type beside them; 200 is an `error` event.
 const VAGUE: [u16; 3] = [200, 400, 500];
 
-struct Row {
-    statuses: RangeInclusive<u16>,
-    error_type: &'static str,
+enum Sign {
     /// `error.details.error_code`.
-    code: &'static str,
+    Code(&'static str),
     /// Found anywhere in the message, in small letters.
-    message: &'static str,
-    kind: ErrorKind,
-}
-
-const fn by_code(code: &'static str, kind: ErrorKind) -> Row {
-    Row { statuses: ANY, error_type: "", code, message: "", kind }
-}
-
-const fn by_message(statuses: RangeInclusive<u16>, message: &'static str, kind: ErrorKind) -> Row {
-    Row { statuses, error_type: "", code: "", message, kind }
-}
-
-const fn by_status(statuses: RangeInclusive<u16>, kind: ErrorKind) -> Row {
-    Row { statuses, error_type: "", code: "", message: "", kind }
-}
-
-const fn by_type(error_type: &'static str, kind: ErrorKind) -> Row {
-    Row { statuses: ANY, error_type, code: "", message: "", kind }
+    Message(RangeInclusive<u16>, &'static str),
+    Status(RangeInclusive<u16>),
+    /// Where the status is [`VAGUE`].
+    Type(&'static str),
 }
 
 /// The first row that matches counts. Codes and messages come first, as some faults of the account come with a 400.
-const TABLE: [Row; 66] = [
-    by_code("organization_on_hold", ErrorKind::OnHold),
-    by_code("cmek_key_disabled", ErrorKind::OnHold),
-    by_code("cmek_key_network_blocked", ErrorKind::OnHold),
-    by_code("sandbox_egress_restricted", ErrorKind::OnHold),
-    by_code("organization_type_not_supported", ErrorKind::OnHold),
-    by_code("cmek_key_unreachable", ErrorKind::ApiError),
-    by_code("cmek_context_unavailable", ErrorKind::ApiError),
-    by_code("enforced_spend_limit_reached", ErrorKind::Billing),
-    by_code("contract_spend_limit_reached", ErrorKind::Billing),
-    by_code("linked_organization_spend_limit_reached", ErrorKind::Billing),
-    by_code("linked_organization_billing_unavailable", ErrorKind::Billing),
-    by_code("user_profile_billing_not_authorized", ErrorKind::Billing),
-    by_code("user_profile_not_billable", ErrorKind::Billing),
-    by_code("ramp_limit_exceeded", ErrorKind::RateLimit),
+const TABLE: [(Sign, ErrorKind); 66] = [
+    (Code("organization_on_hold"), ErrorKind::OnHold),
+    (Code("cmek_key_disabled"), ErrorKind::OnHold),
+    (Code("cmek_key_network_blocked"), ErrorKind::OnHold),
+    (Code("sandbox_egress_restricted"), ErrorKind::OnHold),
+    (Code("organization_type_not_supported"), ErrorKind::OnHold),
+    (Code("cmek_key_unreachable"), ErrorKind::ApiError),
+    (Code("cmek_context_unavailable"), ErrorKind::ApiError),
+    (Code("enforced_spend_limit_reached"), ErrorKind::Billing),
+    (Code("contract_spend_limit_reached"), ErrorKind::Billing),
+    (Code("linked_organization_spend_limit_reached"), ErrorKind::Billing),
+    (Code("linked_organization_billing_unavailable"), ErrorKind::Billing),
+    (Code("user_profile_billing_not_authorized"), ErrorKind::Billing),
+    (Code("user_profile_not_billable"), ErrorKind::Billing),
+    (Code("ramp_limit_exceeded"), ErrorKind::RateLimit),
     // At any status: gateways wrap them, also in a 500 or in an answer with 200.
-    by_message(ANY, "credit balance is too low", ErrorKind::Billing),
-    by_message(ANY, "insufficient credits", ErrorKind::Billing),
-    by_message(ANY, "reached your specified api usage limits", ErrorKind::Billing),
-    by_message(ANY, "workspace api usage limits", ErrorKind::Billing),
-    by_message(ANY, "budget has been exceeded", ErrorKind::Billing),
-    by_message(ANY, "exceeded your current quota", ErrorKind::Billing),
-    by_message(ANY, "organization has been disabled", ErrorKind::OnHold),
-    by_message(ANY, "account has been disabled", ErrorKind::OnHold),
-    by_message(ANY, "workspace has been archived", ErrorKind::OnHold),
-    by_message(400..=422, "api key not valid", ErrorKind::Authentication),
-    by_message(400..=422, "no api key passed", ErrorKind::Authentication),
-    by_message(400..=422, "model identifier is invalid", ErrorKind::NotFound),
-    by_message(400..=422, "on-demand throughput", ErrorKind::NotFound),
-    by_message(400..=422, "blocked by content filtering policy", ErrorKind::Filtered),
-    by_message(400..=422, "prompt is too long", ErrorKind::TooLarge),
-    by_message(400..=422, "exceed context limit", ErrorKind::TooLarge),
-    by_message(400..=422, "maximum context length", ErrorKind::TooLarge),
-    by_status(300..=399, ErrorKind::Redirect),
-    by_status(401..=401, ErrorKind::Authentication),
-    by_status(402..=402, ErrorKind::Billing),
-    by_status(403..=403, ErrorKind::Permission),
-    by_status(404..=404, ErrorKind::NotFound),
-    by_status(407..=407, ErrorKind::ProxyAuth),
-    by_status(408..=408, ErrorKind::Timeout),
-    by_status(409..=409, ErrorKind::ApiError),
-    by_status(410..=410, ErrorKind::NotFound),
-    by_status(413..=413, ErrorKind::TooLarge),
-    by_status(425..=425, ErrorKind::ApiError),
-    by_status(429..=429, ErrorKind::RateLimit),
-    by_status(504..=504, ErrorKind::Timeout),
-    by_status(529..=529, ErrorKind::Overloaded),
-    by_type("authentication_error", ErrorKind::Authentication),
-    by_type("billing_error", ErrorKind::Billing),
-    by_type("permission_error", ErrorKind::Permission),
-    by_type("not_found_error", ErrorKind::NotFound),
-    by_type("conflict_error", ErrorKind::ApiError),
-    by_type("request_too_large", ErrorKind::TooLarge),
-    by_type("rate_limit_error", ErrorKind::RateLimit),
-    by_type("timeout_error", ErrorKind::Timeout),
-    by_type("overloaded_error", ErrorKind::Overloaded),
-    by_message(400..=422, "effort", ErrorKind::Parameter(Parameter::Effort)),
-    by_message(400..=422, "output_config.format", ErrorKind::Parameter(Parameter::Format)),
-    by_message(400..=422, "schema", ErrorKind::Parameter(Parameter::Format)),
-    by_message(400..=422, "structured output", ErrorKind::Parameter(Parameter::Format)),
-    by_message(400..=422, "output_config", ErrorKind::Parameter(Parameter::OutputConfig)),
-    by_message(400..=422, "cache_control", ErrorKind::Parameter(Parameter::CacheControl)),
-    by_message(400..=422, "system: input should be a valid string", ErrorKind::Parameter(Parameter::CacheControl)),
-    by_message(400..=422, "thinking", ErrorKind::Parameter(Parameter::Thinking)),
-    by_message(400..=422, "max_tokens", ErrorKind::Parameter(Parameter::MaxTokens)),
-    by_status(400..=499, ErrorKind::InvalidRequest),
-    by_status(500..=599, ErrorKind::ApiError),
-    Row { statuses: 200..=200, ..by_type("invalid_request_error", ErrorKind::InvalidRequest) },
+    (Message(ANY, "credit balance is too low"), ErrorKind::Billing),
+    (Message(ANY, "insufficient credits"), ErrorKind::Billing),
+    (Message(ANY, "reached your specified api usage limits"), ErrorKind::Billing),
+    (Message(ANY, "workspace api usage limits"), ErrorKind::Billing),
+    (Message(ANY, "budget has been exceeded"), ErrorKind::Billing),
+    (Message(ANY, "exceeded your current quota"), ErrorKind::Billing),
+    (Message(ANY, "organization has been disabled"), ErrorKind::OnHold),
+    (Message(ANY, "account has been disabled"), ErrorKind::OnHold),
+    (Message(ANY, "workspace has been archived"), ErrorKind::OnHold),
+    (Message(400..=422, "api key not valid"), ErrorKind::Authentication),
+    (Message(400..=422, "no api key passed"), ErrorKind::Authentication),
+    (Message(400..=422, "model identifier is invalid"), ErrorKind::NotFound),
+    (Message(400..=422, "on-demand throughput"), ErrorKind::NotFound),
+    (Message(400..=422, "blocked by content filtering policy"), ErrorKind::Filtered),
+    (Message(400..=422, "prompt is too long"), ErrorKind::TooLarge),
+    (Message(400..=422, "exceed context limit"), ErrorKind::TooLarge),
+    (Message(400..=422, "maximum context length"), ErrorKind::TooLarge),
+    (Status(300..=399), ErrorKind::Redirect),
+    (Status(401..=401), ErrorKind::Authentication),
+    (Status(402..=402), ErrorKind::Billing),
+    (Status(403..=403), ErrorKind::Permission),
+    (Status(404..=404), ErrorKind::NotFound),
+    (Status(407..=407), ErrorKind::ProxyAuth),
+    (Status(408..=408), ErrorKind::Timeout),
+    (Status(409..=409), ErrorKind::ApiError),
+    (Status(410..=410), ErrorKind::NotFound),
+    (Status(413..=413), ErrorKind::TooLarge),
+    (Status(425..=425), ErrorKind::ApiError),
+    (Status(429..=429), ErrorKind::RateLimit),
+    (Status(504..=504), ErrorKind::Timeout),
+    (Status(529..=529), ErrorKind::Overloaded),
+    (Type("authentication_error"), ErrorKind::Authentication),
+    (Type("billing_error"), ErrorKind::Billing),
+    (Type("permission_error"), ErrorKind::Permission),
+    (Type("not_found_error"), ErrorKind::NotFound),
+    (Type("conflict_error"), ErrorKind::ApiError),
+    (Type("request_too_large"), ErrorKind::TooLarge),
+    (Type("rate_limit_error"), ErrorKind::RateLimit),
+    (Type("timeout_error"), ErrorKind::Timeout),
+    (Type("overloaded_error"), ErrorKind::Overloaded),
+    (Message(400..=422, "effort"), ErrorKind::Parameter(Parameter::Effort)),
+    (Message(400..=422, "output_config.format"), ErrorKind::Parameter(Parameter::Format)),
+    (Message(400..=422, "schema"), ErrorKind::Parameter(Parameter::Format)),
+    (Message(400..=422, "structured output"), ErrorKind::Parameter(Parameter::Format)),
+    (Message(400..=422, "output_config"), ErrorKind::Parameter(Parameter::OutputConfig)),
+    (Message(400..=422, "cache_control"), ErrorKind::Parameter(Parameter::CacheControl)),
+    (Message(400..=422, "system: input should be a valid string"), ErrorKind::Parameter(Parameter::CacheControl)),
+    (Message(400..=422, "thinking"), ErrorKind::Parameter(Parameter::Thinking)),
+    (Message(400..=422, "max_tokens"), ErrorKind::Parameter(Parameter::MaxTokens)),
+    (Status(400..=499), ErrorKind::InvalidRequest),
+    (Status(500..=599), ErrorKind::ApiError),
+    (Type("invalid_request_error"), ErrorKind::InvalidRequest),
 ];
 
 /// An answer with one of these is the API's own, and not the page of a firewall or gateway.
-const OWN_TYPES: [&str; 13] = [
-    "invalid_request_error",
-    "authentication_error",
-    "billing_error",
-    "permission_error",
-    "not_found_error",
-    "request_too_large",
-    "rate_limit_error",
-    "timeout_error",
-    "api_error",
-    "overloaded_error",
-    "conflict_error",
-    "memory_precondition_failed_error",
-    "memory_path_conflict_error",
-];
+const OWN_TYPES: &str = "invalid_request_error authentication_error billing_error permission_error not_found_error \
+    request_too_large rate_limit_error timeout_error api_error overloaded_error conflict_error \
+    memory_precondition_failed_error memory_path_conflict_error";
 
 /// A message refuses the parameter that it names only if it has one of these.
-const REFUSING: [&str; 18] = [
-    "support",
-    "permitted",
-    "allowed",
-    "invalid",
-    "unknown",
-    "unexpected",
-    "unrecognized",
-    "not recognised",
-    "input should be",
-    "maximum",
-    "too complex",
-    "too large",
-    "must be",
-    "cannot",
-    "can't",
-    "disabled",
-    "greater than",
-    "does not match",
-];
+const REFUSING: &str = "support|permitted|allowed|invalid|unknown|unexpected|unrecognized|not recognised|input should be|\
+    maximum|too complex|too large|must be|cannot|can't|disabled|greater than|does not match";
 
 /// A failed call. Never holds the API key.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -182,9 +135,7 @@ pub struct CallError {
     pub kind: ErrorKind,
     /// The HTTP status, when there was an answer. 200 for a failure in the middle of a stream.
     pub status: Option<u16>,
-    /// What failed, with what, in one line of bounded length.
     pub message: String,
-    /// Anthropic's `request-id`, when one came.
     pub request_id: Option<String>,
     /// How long the server asked to wait: from [`MIN_RETRY_AFTER`] to [`MAX_RETRY_AFTER`].
     pub retry_after: Option<Duration>,
@@ -192,10 +143,8 @@ pub struct CallError {
     pub should_retry: Option<bool>,
     /// Tokens reported before the failure, which are billed. Boxed to keep `Result`s small.
     pub usage: Option<Box<Usage>>,
-    /// The part of the answer that came before the failure.
     pub text: Option<String>,
-    /// The error is the API's own, or its code or message names it. Otherwise it may be a firewall's or gateway's page, which
-    /// may concern one question or all.
+    /// The API's own error. Otherwise it may be a firewall's or gateway's page, which may concern one question or all.
     pub is_certain: bool,
     /// Whether the call certainly produced nothing that is billed.
     pub(super) surely_unbilled: bool,
@@ -205,29 +154,19 @@ pub struct CallError {
 pub enum ErrorKind {
     /// 400 and any other 4xx without a row of its own.
     InvalidRequest,
-    /// 400 for a parameter that the service added by itself.
     Parameter(Parameter),
-    /// 400: a filter blocked the answer.
     Filtered,
-    /// 401: the key is missing, wrong or revoked.
     Authentication,
     /// 402, 400 without credit, or a spend limit: nothing is answered until it is raised or the month ends.
     Billing,
-    /// The organization is on hold, or its encryption key is disabled.
     OnHold,
-    /// 403: the key may not do this.
     Permission,
     /// 404: the model is retired or unknown, or the base URL is wrong.
     NotFound,
-    /// 407: the proxy wants a user name and password.
     ProxyAuth,
-    /// 413, or 400 for a question that is too long.
     TooLarge,
-    /// 429: the organization's rate limit.
     RateLimit,
-    /// 409, 425, 500, 502, 503 and other 5xx.
     ApiError,
-    /// 408 or 504.
     Timeout,
     /// 529: Claude as a whole is overloaded; it says nothing of our own limits.
     Overloaded,
@@ -235,15 +174,10 @@ pub enum ErrorKind {
     Redirect,
     /// No connection, so nothing was sent.
     ConnectFailed,
-    /// The connection broke after the request was sent.
     ConnectionLost,
-    /// No event and no ping for the idle timeout.
     Silent,
-    /// The whole call took longer than the request timeout.
     TotalTimeout,
-    /// The stream ended properly, but without `message_stop`.
     StreamCut,
-    /// Something came that is not what the API promises.
     Malformed,
     /// A web page or other text came with 200: the base URL is wrong, or a firewall blocked the question.
     Page,
@@ -255,46 +189,38 @@ pub enum ErrorKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::Display, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Parameter {
-    /// `output_config.effort`.
     Effort,
     /// `output_config.format`: structured output.
     Format,
     /// `output_config` as a whole.
     OutputConfig,
-    /// `thinking`.
     Thinking,
-    /// `max_tokens` over the model's limit.
     MaxTokens,
-    /// `cache_control`.
     CacheControl,
 }
 
 /// Whom a failed call concerns, and so which other calls would fail alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Fault {
+pub enum Concern {
     /// Nobody: it passes, and another try may be answered.
     Passing,
     /// The account's limit for the model, for a while.
     Limit,
     /// Every call, until a person acts: the key, the account, the base URL, the proxy.
     Account,
-    /// Every call of the model, until a person acts.
     Model,
-    /// Every call with this parameter, of the model.
     Parameter(Parameter),
     /// The question, of this model: another may answer.
     Declined,
-    /// The question.
     Question,
 }
 
 impl CallError {
-    /// An error of this kind. `message` is brought to one line of bounded length.
     pub fn new(kind: ErrorKind, message: impl AsRef<str>) -> CallError {
         CallError {
             kind,
             status: None,
-            message: one_line(message.as_ref()),
+            message: one_line(message.as_ref(), MAX_MESSAGE_CHARS),
             request_id: None,
             retry_after: None,
             should_retry: None,
@@ -306,11 +232,11 @@ impl CallError {
     }
 
     /// Whom it concerns; `x-should-retry` overrules the table where it speaks of the call alone.
-    pub fn fault(&self) -> Fault {
-        match (self.should_retry, self.kind.fault()) {
-            (Some(true), Fault::Question | Fault::Declined) => Fault::Passing,
-            (Some(false), Fault::Passing | Fault::Limit) => Fault::Question,
-            (_, fault) => fault,
+    pub fn concern(&self) -> Concern {
+        match (self.should_retry, self.kind.concern()) {
+            (Some(true), Concern::Question | Concern::Declined) => Concern::Passing,
+            (Some(false), Concern::Passing | Concern::Limit) => Concern::Question,
+            (_, concern) => concern,
         }
     }
 
@@ -325,102 +251,89 @@ impl CallError {
         self.message.contains(model)
     }
 
-    /// Whether the call may have been billed: it was sent, and no error of the API came back. A gateway's own 5xx page does not
-    /// count as one, because the API behind it may have done the work.
+    /// It was sent, and no error of the API came back. Behind a gateway's own 5xx page the API may have done the work.
     pub fn may_have_been_billed(&self) -> bool {
         !self.surely_unbilled
     }
 
     pub(super) fn from_answer(status: u16, headers: &HeaderMap, body: &[u8], now: SystemTime) -> CallError {
-        let envelope = ErrorObject::parse(body);
-        let seen = Seen::of(status, envelope.as_ref(), body);
-        let (kind, is_certain) = seen.classify();
+        let envelope: Option<ErrorObject> = serde_json::from_slice(body).ok();
+        let (kind, is_certain) = classify(status, envelope.as_ref(), body);
         let said = match &envelope {
             Some(object) => format!("{}: {}", object.error.kind, object.error.message),
             None if body.is_empty() => "with an empty body".to_owned(),
             None => format!("with a body that is not the API's: {}", String::from_utf8_lossy(body)),
         };
         let advice = kind.advice();
+        let wait = retry_after(headers, now).or_else(|| reset_after(headers, now).filter(|_| status == 429));
         CallError {
             status: Some(status),
             request_id: envelope.as_ref().and_then(|object| object.request_id.clone()),
-            retry_after: retry_after(headers, now).or_else(|| reset_after(headers, now).filter(|_| status == 429)),
+            retry_after: wait.map(|wait| wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER)),
             should_retry: match headers.get("x-should-retry").map(HeaderValue::as_bytes) {
                 Some(value) if value.eq_ignore_ascii_case(b"true") => Some(true),
                 Some(value) if value.eq_ignore_ascii_case(b"false") => Some(false),
                 _ => None,
             },
             surely_unbilled: envelope.is_some() || !matches!(status, 500..=502 | 504..=528 | 530..),
-            message: format!("{}{advice}", one_line(&format!("Claude answered {status} {said}"))),
+            message: format!("{}{advice}", one_line(&format!("Claude answered {status} {said}"), MAX_MESSAGE_CHARS)),
             is_certain,
             ..CallError::new(kind, "")
         }
     }
 
-    /// The error for an `error` event in a stream that began with 200.
     pub(super) fn from_event(object: &ErrorObject) -> CallError {
-        let (kind, is_certain) = Seen::of(200, Some(object), &[]).classify();
+        let (kind, is_certain) = classify(200, Some(object), &[]);
         let said = format!("Claude broke off its answer with {}: {}", object.error.kind, object.error.message);
         CallError { request_id: object.request_id.clone(), is_certain, ..CallError::new(kind, said) }
     }
 }
 
-struct Seen<'a> {
-    status: u16,
-    error_type: &'a str,
-    code: &'a str,
-    message: String,
-}
-
-impl<'a> Seen<'a> {
-    /// Other JSON, as of a gateway, is searched as a whole. A page is not, as it may repeat the question.
-    fn of(status: u16, envelope: Option<&'a ErrorObject>, body: &[u8]) -> Seen<'a> {
-        let message = match envelope {
-            Some(object) => object.error.message.to_lowercase(),
-            None if body.first() == Some(&b'{') => String::from_utf8_lossy(body).to_lowercase(),
-            None => String::new(),
-        };
-        let error_type = envelope.map_or("", |object| object.error.kind.as_str());
-        Seen { status, error_type, code: envelope.and_then(ErrorObject::code).unwrap_or(""), message }
-    }
-
-    /// The kind by the table, and whether it is certain.
-    fn classify(&self) -> (ErrorKind, bool) {
-        let is_own = OWN_TYPES.contains(&self.error_type);
-        match TABLE.iter().find(|row| self.matches(row)) {
-            Some(row) => {
-                let is_told = !row.code.is_empty() || !row.message.is_empty() || row.kind == ErrorKind::ProxyAuth;
-                (row.kind, is_own || is_told)
-            }
-            None if self.status == 200 => (ErrorKind::StreamError, is_own),
-            None => (ErrorKind::Malformed, is_own),
+/// The kind by the table, and whether it is certain.
+fn classify(status: u16, envelope: Option<&ErrorObject>, body: &[u8]) -> (ErrorKind, bool) {
+    let error_type = envelope.map_or("", |object| object.error.kind.as_str());
+    let code = envelope.and_then(ErrorObject::code);
+    let message = match envelope {
+        Some(object) => object.error.message.to_lowercase(),
+        // Other JSON, as of a gateway, is searched as a whole. A page is not, as it may repeat the question.
+        None if body.first() == Some(&b'{') => String::from_utf8_lossy(body).to_lowercase(),
+        None => String::new(),
+    };
+    let refuses = || REFUSING.split('|').any(|words| message.contains(words));
+    let is_met = |(sign, kind): &&(Sign, ErrorKind)| match sign {
+        Code(known) => code == Some(*known),
+        Message(statuses, words) => {
+            let is_parameter = matches!(kind, ErrorKind::Parameter(_));
+            statuses.contains(&status) && message.contains(words) && (!is_parameter || refuses())
         }
-    }
-
-    fn matches(&self, row: &Row) -> bool {
-        let is_parameter = matches!(row.kind, ErrorKind::Parameter(_));
-        row.statuses.contains(&self.status)
-            && (row.error_type.is_empty() || (row.error_type == self.error_type && VAGUE.contains(&self.status)))
-            && (row.code.is_empty() || row.code == self.code)
-            && self.message.contains(row.message)
-            && (!is_parameter || REFUSING.iter().any(|word| self.message.contains(word)))
+        Status(statuses) => statuses.contains(&status),
+        Type(known) => error_type == *known && VAGUE.contains(&status),
+    };
+    let is_own = OWN_TYPES.split(' ').any(|own| own == error_type);
+    match TABLE.iter().find(is_met) {
+        Some((sign, kind)) => {
+            let is_named = matches!(sign, Code(_) | Message(..)) || *kind == ErrorKind::ProxyAuth;
+            (*kind, is_own || is_named)
+        }
+        None if status == 200 => (ErrorKind::StreamError, is_own),
+        None => (ErrorKind::Malformed, is_own),
     }
 }
 
 impl ErrorKind {
-    pub fn fault(self) -> Fault {
+    pub fn concern(self) -> Concern {
         match self {
-            ErrorKind::InvalidRequest | ErrorKind::TooLarge => Fault::Question,
-            ErrorKind::Filtered => Fault::Declined,
-            ErrorKind::Parameter(parameter) => Fault::Parameter(parameter),
-            ErrorKind::Permission | ErrorKind::NotFound => Fault::Model,
+            ErrorKind::InvalidRequest | ErrorKind::TooLarge => Concern::Question,
+            ErrorKind::Filtered => Concern::Declined,
+            ErrorKind::Parameter(parameter) => Concern::Parameter(parameter),
+            ErrorKind::Permission | ErrorKind::NotFound => Concern::Model,
             ErrorKind::Authentication
             | ErrorKind::Billing
             | ErrorKind::OnHold
             | ErrorKind::ProxyAuth
             | ErrorKind::Redirect
-            | ErrorKind::Page => Fault::Account,
-            ErrorKind::RateLimit => Fault::Limit,
+            | ErrorKind::Page => Concern::Account,
+            ErrorKind::RateLimit => Concern::Limit,
             ErrorKind::ApiError
             | ErrorKind::Timeout
             | ErrorKind::Overloaded
@@ -430,7 +343,7 @@ impl ErrorKind {
             | ErrorKind::TotalTimeout
             | ErrorKind::StreamCut
             | ErrorKind::StreamError
-            | ErrorKind::Malformed => Fault::Passing,
+            | ErrorKind::Malformed => Concern::Passing,
         }
     }
 
@@ -451,8 +364,7 @@ impl ErrorKind {
 /// `retry-after-ms`, else `retry-after` in seconds or as a date: the first that can be read and is more than zero.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let wait = |name| clock::retry_after(headers.get(name)?.to_str().ok()?, now).filter(|wait| !wait.is_zero());
-    let wait = wait("retry-after-ms").map(|wait| wait / 1_000).or_else(|| wait("retry-after"))?;
-    Some(wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
+    wait("retry-after-ms").map(|wait| wait / 1_000).or_else(|| wait("retry-after"))
 }
 
 /// How long until the limits that are used up have room again, by the `anthropic-ratelimit-*` headers.
@@ -463,24 +375,25 @@ fn reset_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         let at: SystemTime = text(name, "reset").filter(|_| !has_room)?.parse::<jiff::Timestamp>().ok()?.into();
         at.duration_since(now).ok()
     });
-    resets.max().filter(|wait| !wait.is_zero()).map(|wait| wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))
+    resets.max().filter(|wait| !wait.is_zero())
 }
 
-/// The root of a failure in words, without the URLs the outer errors carry.
+/// The error and its causes, the outermost first.
+pub(super) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// The root of a failure in words, without the URLs of the outer errors.
 pub(super) fn cause(error: &(dyn Error + 'static)) -> String {
-    let mut root = error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    root.to_string()
+    causes(error).last().map(ToString::to_string).unwrap_or_default()
 }
 
-/// Control characters can't forge log lines.
-fn one_line(text: &str) -> String {
+/// `text` on one line, cut after `limit` characters. Control characters can't forge log lines.
+pub(super) fn one_line(text: &str, limit: usize) -> String {
     let words: Vec<_> =
         text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()).collect();
     let mut line = words.join(" ");
-    if let Some((end, _)) = line.char_indices().nth(MAX_MESSAGE_CHARS) {
+    if let Some((end, _)) = line.char_indices().nth(limit) {
         line.truncate(end);
         line.push('…');
     }

@@ -11,13 +11,11 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Item {
     Event(Event),
-    /// A comment: a sign of life.
     Comment,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Event {
-    /// Empty if the stream gives no name.
     pub(super) name: String,
     pub(super) data: String,
 }
@@ -27,7 +25,6 @@ pub(super) struct TooLong;
 
 #[derive(Default)]
 pub(super) struct Events {
-    /// The current line, without its end.
     line: Vec<u8>,
     event: Event,
     /// Whether `event` has a `data` line, which may be blank.
@@ -63,7 +60,6 @@ impl Events {
         Ok(None)
     }
 
-    /// The event that the stream ended in, if it has data.
     pub(super) fn finish(mut self) -> Option<Event> {
         if !self.line.is_empty() {
             self.end_line();

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Lines that are read without a pause. An event of the API has three, so that is an answer of 20,000 tokens that a
-/// gateway held back until its end.
+/// Lines that are read without a pause: an answer of 20,000 tokens, three lines each, that a gateway held back.
 const FREE_LINES: u64 = 60_000;
 
 /// Lines read in a second after that: three events for each token of the fastest model.
@@ -14,17 +13,15 @@ const LINES_PER_SECOND: u64 = 3_000;
 /// Most lines of one call: each of 128,000 tokens, the most that a model gives, as an event, and as many pings.
 const MAX_LINES: u64 = 768_000;
 
-/// Most bytes of one call. An event of one token has some 120.
+/// An event of one token has some 120 bytes.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// Shortest pause, so that a slowed stream wakes its reader seldom.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// The stream has more lines or bytes than any answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Endless;
 
-/// What has been taken of one call's stream.
 pub(super) struct Intake {
     began: Instant,
     lines: u64,

@@ -29,7 +29,6 @@ const LONG_PROMPT: u64 = 100_000;
 /// Writing to the prompt cache for five minutes, in thousandths of the input rate.
 const WRITE_5M: u64 = 1_250;
 
-/// Writing to it for an hour.
 const WRITE_1H: u64 = 2_000;
 
 /// Answering in the United States only, in thousandths of the whole price.
@@ -53,7 +52,6 @@ pub struct Price {
     as_of: Option<&'static str>,
 }
 
-/// Clones share them.
 #[derive(Debug, Clone)]
 pub struct Prices(Arc<BTreeMap<String, Price>>);
 
@@ -87,7 +85,6 @@ impl Price {
         Price { rates: Rates { input, output }, long: None, read: 100, as_of: Some(as_of) }
     }
 
-    /// In nano-dollars.
     pub fn cost(self, usage: &Usage) -> u64 {
         let written_1h = usage.cache_creation_1h_input_tokens.min(usage.cache_creation_input_tokens);
         let written_5m = usage.cache_creation_input_tokens - written_1h;
@@ -97,7 +94,8 @@ impl Price {
             (written_1h, WRITE_1H),
             (usage.cache_read_input_tokens, self.read),
         ];
-        let Rates { input: rate, output } = self.rates(usage.total_input());
+        let long = self.long.filter(|_| usage.total_input() > LONG_PROMPT);
+        let Rates { input: rate, output } = long.unwrap_or(self.rates);
         // Wide, as the counts come from the network and must not overflow the sum.
         let part = |tokens: u64, rate: u64, thousandths: u64| {
             u128::from(tokens) * u128::from(rate) * u128::from(thousandths) / 1_000
@@ -124,10 +122,6 @@ impl Price {
         let as_of: Date = self.as_of?.parse().ok()?;
         let age = today.parse::<Date>().ok()?.since(as_of).ok()?;
         (age.get_days() > MAX_AGE_DAYS).then_some(as_of)
-    }
-
-    fn rates(self, input_tokens: u64) -> Rates {
-        self.long.filter(|_| input_tokens > LONG_PROMPT).unwrap_or(self.rates)
     }
 }
 

@@ -3,9 +3,11 @@
 //! A server may close an idle connection just as the next call goes out. That call can be repeated without risk. On a new
 //! connection the same end may mean anything.
 
-use std::{cell::Cell, error::Error};
+use std::cell::Cell;
 
 use tower::util::MapRequestLayer;
+
+use super::error::causes;
 
 tokio::task_local! {
     static HAS_CONNECTED: Cell<bool>;
@@ -22,14 +24,8 @@ pub(super) async fn watch<T>(call: impl Future<Output = T>) -> (T, bool) {
 
 /// Whether the connection was closed before a byte of an answer came.
 pub(super) fn was_closed(error: &reqwest::Error) -> bool {
-    let mut source = error.source();
-    while let Some(error) = source {
-        if let Some(error) = error.downcast_ref::<hyper::Error>() {
-            return !error.is_parse() && !error.is_user() && !error.is_timeout();
-        }
-        source = error.source();
-    }
-    false
+    let of_http = causes(error).find_map(|error| error.downcast_ref::<hyper::Error>());
+    of_http.is_some_and(|error| !error.is_parse() && !error.is_user() && !error.is_timeout())
 }
 
 /// A layer for the connector, which is called for each new connection, on behalf of [`watch`].

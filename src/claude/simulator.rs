@@ -1,8 +1,7 @@
 //! A simulated Claude: a server on a real socket that speaks the Messages API.
 //!
-//! The demo, the tests and the load tests use it over HTTP. It checks requests as the API does, streams or not, has an
-//! account's rate limits, and fails if a script says so. Every answer says that it is simulated. It serves
-//! `POST /v1/messages`, `POST /v1/messages/count_tokens`, `GET /v1/models` and `GET /v1/models/{id}`: no batches, no tools.
+//! The demo, the tests and the load tests use it over HTTP. It checks requests as the API does, has an account's rate
+//! limits, and fails if a script says so. Every answer says that it is simulated. No batches, no tools.
 //!
 //! - `account`: the rate limits
 //! - `answer`: the memo
@@ -32,10 +31,10 @@ use std::{
 
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::Bytes,
     extract::{Path, Request, State},
     http::HeaderMap,
-    response::Response,
+    response::{IntoResponse, Response},
     routing::{get, post},
     serve::ListenerExt,
 };
@@ -45,25 +44,24 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-pub use self::{
-    account::AccountLimits,
-    fault::{ErrorAnswer, Fault},
-    record::{Call, Counters, MAX_RECORDED_CALLS},
-};
 use self::{
-    account::{Account, Exceeded},
+    account::Account,
     check::Asked,
     fault::put,
     pace::Timing,
     record::Record,
     sse::{Message, Step},
 };
+pub use self::{
+    account::AccountLimits,
+    fault::{ErrorAnswer, Fault},
+    record::{Call, Counters, MAX_RECORDED_CALLS},
+};
 use super::{
     message::{CacheTtl, Usage},
     stream::tokens,
 };
 
-/// The API's own bound on a request.
 const MAX_REQUEST_BYTES: usize = 32 << 20;
 
 /// No answer takes longer than this, whatever the distribution draws.
@@ -77,12 +75,10 @@ const MIN_CACHED_TOKENS: u64 = 1_024;
 
 #[derive(Debug, Clone)]
 pub struct SimulatorConfig {
-    /// Where to listen; port 0 picks a free one.
     pub addr: SocketAddr,
     pub latency: Latency,
     /// Most writes of a streamed answer. Fewer are cheaper.
     pub writes: u32,
-    /// Any key is accepted if `None`.
     pub api_key: Option<SecretString>,
     /// Without limits, the headers have [`AccountLimits::UNLIMITED`].
     pub limits: Option<AccountLimits>,
@@ -106,16 +102,13 @@ pub enum Latency {
     /// As long as real memos take: until the first token, thinking in silence, text by its length.
     Claude,
     Fixed(Duration),
-    /// Log-normally distributed, as the times of a real model are.
     LogNormal {
-        /// Half the answers are faster.
         median: Duration,
         /// The standard deviation of the logarithm; 0.5 has its p99 at 3.2 medians.
         sigma: f64,
     },
 }
 
-/// A running simulator. Dropping it stops it.
 pub struct Simulator {
     addr: SocketAddr,
     shared: Arc<Shared>,
@@ -129,7 +122,6 @@ struct Shared {
     rules: Mutex<Vec<Rule>>,
     record: Arc<Record>,
     releases: watch::Sender<u64>,
-    /// Until when every call gets this.
     storm: Mutex<Option<(Instant, ErrorAnswer)>>,
     account: Mutex<Account>,
     cached_prompts: Mutex<HashSet<u64>>,
@@ -138,7 +130,6 @@ struct Shared {
 }
 
 impl Simulator {
-    /// Starts it. Fails when the address is taken or the latency makes no sense.
     pub async fn start(config: SimulatorConfig) -> io::Result<Simulator> {
         config.latency.sample().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let listener = TcpListener::bind(config.addr).await?;
@@ -189,7 +180,6 @@ impl Simulator {
         self.shared.rules.lock().push((Box::new(matches), fault.into()));
     }
 
-    /// Forgets what [`Simulator::always`] said.
     pub fn relent(&self) {
         self.shared.rules.lock().clear();
     }
@@ -218,12 +208,10 @@ impl Simulator {
         self.wait_until(|counters| counters.calls >= n).await;
     }
 
-    /// Waits until `n` calls in all were aborted by their callers.
     pub async fn wait_for_aborted(&self, n: usize) {
         self.wait_until(|counters| counters.aborted >= n).await;
     }
 
-    /// Lets all parked calls go on.
     pub fn release(&self) {
         self.shared.releases.send_modify(|releases| *releases += 1);
     }
@@ -262,15 +250,6 @@ impl Latency {
     }
 }
 
-struct Plan {
-    text: Arc<str>,
-    stop_reason: String,
-    usage: Usage,
-    /// Before the text.
-    start: Option<Timing>,
-    latency: Duration,
-}
-
 async fn model(State(shared): State<Arc<Shared>>, Path(id): Path<String>, headers: HeaderMap) -> Response {
     shared.look_up(&headers, || check::model(&id))
 }
@@ -279,10 +258,9 @@ async fn models(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respon
     shared.look_up(&headers, || Ok(check::models()))
 }
 
-/// Not billed, and not recorded.
 async fn count_tokens(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
     shared.look_up(&headers, || {
-        let asked = check::to_count(&body, &shared.good_schema)?;
+        let asked = check::body(&body, &shared.good_schema, true)?;
         let system = asked.system.as_ref().map_or(0, |(system, _)| tokens(system));
         Ok(json!({ "input_tokens": system + tokens(&asked.prompt) + asked.schema_bytes as u64 / 4 }))
     })
@@ -293,70 +271,61 @@ async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Respon
     let body = axum::body::to_bytes(body, MAX_REQUEST_BYTES).await;
     let fault = shared.next_fault(body.as_deref().unwrap_or_default());
     let request_id = format!("req_sim_{:016x}", rand::random::<u64>());
-    let checked = match &body {
+    let asked = match &body {
         Err(_) => Err(ErrorAnswer::status(413).message("Request exceeds the maximum size")),
         Ok(body) => check::headers(&head.headers, shared.config.api_key.as_ref())
-            .and_then(|()| check::body(body, &shared.good_schema)),
+            .and_then(|()| check::body(body, &shared.good_schema, false)),
     };
     let planned = match &fault {
         Fault::Error(answer) => Err(answer.clone()),
-        _ => checked.as_ref().map_err(Clone::clone).and_then(|asked| shared.plan(asked, &fault)),
+        _ => asked.as_ref().map_err(Clone::clone).and_then(|asked| shared.plan(asked, &fault, &request_id)),
     };
     // Before the call is recorded, so that no release is missed.
     let mut releases = shared.releases.subscribe();
     let released = *releases.borrow() + 1;
+    let asked = asked.ok();
     let mut flight = shared.record.receive(Call {
         at: SystemTime::now(),
         request_id: request_id.clone(),
-        model: checked.as_ref().map(|asked| asked.model.clone()).unwrap_or_default(),
-        prompt: checked.as_ref().map(|asked| asked.prompt.clone()).unwrap_or_default(),
+        model: asked.as_ref().map(|asked| asked.model.clone()).unwrap_or_default(),
+        prompt: asked.as_ref().map(|asked| asked.prompt.clone()).unwrap_or_default(),
         body: body.unwrap_or_default(),
         status: match &planned {
             Err(answer) => Some(answer.status),
             Ok(_) => (fault != Fault::CloseBeforeAnswer).then_some(200),
         },
-        answer: planned.as_ref().ok().map(|plan| plan.text.clone()),
+        answer: planned.as_ref().ok().map(|message| message.text.clone()),
         usage: match (&planned, &fault) {
             (Err(_), _) | (_, Fault::Refusal | Fault::CloseBeforeAnswer) => Usage::default(),
-            (Ok(plan), _) => plan.usage,
+            (Ok(message), _) => message.usage,
         },
     });
-    let (plan, asked) = match (planned, checked) {
-        (Ok(plan), Ok(asked)) => (plan, asked),
-        (Err(answer), _) | (_, Err(answer)) => {
+    let message = match planned {
+        Ok(message) => message,
+        Err(answer) => {
             flight.land();
             return shared.with_limits(answer.response(&request_id));
         }
     };
-    if fault == Fault::Hold {
-        tokio::select! {
+    match fault {
+        Fault::Hold => tokio::select! {
             _ = releases.wait_for(|now| *now >= released) => {}
             () = shared.end.cancelled() => {}
+        },
+        Fault::CloseBeforeAnswer => {
+            return Response::new(sse::body(vec![Step::Break], flight, shared.end.clone()));
         }
+        _ => {}
     }
-    if fault == Fault::CloseBeforeAnswer {
-        return Response::new(sse::body(vec![Step::Break], flight, shared.end.clone()));
-    }
-    let message = Message {
-        id: &request_id.replace("req", "msg"),
-        model: &asked.model,
-        text: &plan.text,
-        thinking: fault == Fault::ThinkingFirst || plan.start.is_some(),
-        stop_reason: &plan.stop_reason,
-        usage: plan.usage,
-    };
-    if !asked.stream || fault == Fault::Unstreamed {
+    if !asked.is_some_and(|asked| asked.stream) || fault == Fault::Unstreamed {
         let response = json_response(&message.json(), &request_id);
-        let start = plan.start.map_or(Duration::ZERO, |start| start.first + start.thinking);
-        tokio::time::sleep(start + plan.latency).await;
+        tokio::time::sleep(message.silence() + message.latency).await;
         flight.land();
         return shared.with_limits(response);
     }
-    let steps = message.steps(plan.start, plan.latency, shared.config.writes, &fault);
-    let mut response = Response::new(sse::body(steps, flight, shared.end.clone()));
-    put(response.headers_mut(), "content-type", "text/event-stream; charset=utf-8");
-    put(response.headers_mut(), "request-id", &request_id);
-    shared.with_limits(response)
+    let body = sse::body(message.steps(shared.config.writes, &fault), flight, shared.end.clone());
+    let headers = [("content-type", "text/event-stream; charset=utf-8"), ("request-id", &request_id)];
+    shared.with_limits((headers, body).into_response())
 }
 
 impl Shared {
@@ -383,7 +352,7 @@ impl Shared {
         rules.iter().find(|(matches, _)| matches(&request)).map_or(Fault::Normal, |(_, fault)| fault.clone())
     }
 
-    fn plan(&self, asked: &Asked, fault: &Fault) -> Result<Plan, ErrorAnswer> {
+    fn plan(&self, asked: &Asked, fault: &Fault, request_id: &str) -> Result<Message, ErrorAnswer> {
         let mut text = match fault {
             Fault::Answer(text) => text.clone(),
             Fault::Refusal => String::new(),
@@ -405,9 +374,9 @@ impl Shared {
             }
         }
         let timing = (self.config.latency == Latency::Claude).then(|| {
-            let question = pace::question(&asked.prompt);
+            let question = answer::question(&asked.prompt);
             let is_brief = answer::Size::of(&asked.prompt) == answer::Size::Brief;
-            let timing = Timing::of(question, is_brief, asked.effort.as_deref(), asked.thinking.as_deref());
+            let timing = Timing::of(&question, is_brief, asked.effort.as_deref(), asked.thinking.as_deref());
             if is_brief { timing.with_length(full) } else { timing }
         });
         let output_tokens = timing.map_or(full, |timing| timing.tokens()).min(most);
@@ -417,21 +386,24 @@ impl Shared {
         };
         let counted = usage.input_tokens + usage.cache_creation_input_tokens;
         let taken = self.account.lock().take(counted, usage.output_tokens, Instant::now());
-        taken.map_err(|Exceeded { limit, wait }| {
-            self.record.count(|counters| counters.limited += 1);
-            let message = format!("This request would exceed your organization's rate limit of {limit}");
-            let seconds = wait.as_secs_f64().ceil().max(1.0);
-            ErrorAnswer::status(429).message(message).header("retry-after", seconds.to_string())
-        })?;
+        taken.inspect_err(|_| self.record.count(|counters| counters.limited += 1))?;
         let (start, latency) = match (fault, timing) {
             (Fault::Takes(time), _) => (None, *time),
             (_, Some(timing)) => (Some(timing), timing.writing),
             (_, None) => (None, self.config.latency.sample().unwrap_or_default()),
         };
-        Ok(Plan { text: text.into(), stop_reason: stop_reason.to_owned(), usage, start, latency })
+        Ok(Message {
+            id: request_id.replace("req", "msg"),
+            model: asked.model.clone(),
+            text: text.into(),
+            has_thinking: *fault == Fault::ThinkingFirst || start.is_some(),
+            stop_reason: stop_reason.to_owned(),
+            usage,
+            start,
+            latency,
+        })
     }
 
-    /// Counts the system prompt as the prompt cache would.
     fn input_usage(&self, asked: &Asked) -> Usage {
         let fresh = tokens(&asked.prompt) + asked.schema_bytes as u64 / 4;
         let Some((system, cached)) = &asked.system else {
@@ -447,17 +419,14 @@ impl Shared {
         if cached_prompts.len() == MAX_CACHED_PROMPTS {
             cached_prompts.clear();
         }
+        let mut usage = Usage { input_tokens: fresh, ..Usage::default() };
         if cached_prompts.insert(hasher.finish()) {
-            let written_1h = if *cached == CacheTtl::OneHour { system_tokens } else { 0 };
-            Usage {
-                input_tokens: fresh,
-                cache_creation_input_tokens: system_tokens,
-                cache_creation_1h_input_tokens: written_1h,
-                ..Usage::default()
-            }
+            usage.cache_creation_input_tokens = system_tokens;
+            usage.cache_creation_1h_input_tokens = if *cached == CacheTtl::OneHour { system_tokens } else { 0 };
         } else {
-            Usage { input_tokens: fresh, cache_read_input_tokens: system_tokens, ..Usage::default() }
+            usage.cache_read_input_tokens = system_tokens;
         }
+        usage
     }
 
     fn with_limits(&self, mut response: Response) -> Response {
@@ -469,10 +438,7 @@ impl Shared {
 }
 
 fn json_response(value: &Value, request_id: &str) -> Response {
-    let mut response = Response::new(Body::from(value.to_string()));
-    put(response.headers_mut(), "content-type", "application/json");
-    put(response.headers_mut(), "request-id", request_id);
-    response
+    ([("content-type", "application/json"), ("request-id", request_id)], value.to_string()).into_response()
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! Reads the event stream of one answer: bytes to events to text, usage and a stop reason.
 //!
-//! The order of the events does not matter. Sizes and silences are bounded here, the time of the whole call by the client.
+//! The order of the events does not matter. Sizes and silences are bounded here; the client bounds the time of the call.
 
-use std::pin::pin;
-use std::time::Duration;
+use std::{fmt::Display, pin::pin, time::Duration};
 
 use futures_util::{Stream, StreamExt};
 use serde::de::DeserializeOwned;
@@ -14,8 +13,8 @@ use super::events::{Event, Events, Item, MAX_EVENT_BYTES};
 use super::intake::{Endless, Intake};
 use super::message::{OnProgress, Progress, StopReason, Usage};
 use super::wire::{
-    BlockDelta, BlockStart, Counts, ErrorObject, Joiner, MessageDelta, MessageStart, Part, Piece, WholeMessage, Wtf8,
-    event_type, from_json, pieces,
+    BlockEvent, Counts, ErrorObject, Joiner, Message, MessageDelta, MessageStart, Part, Piece, Wtf8, event_type,
+    from_json, pieces,
 };
 
 /// Longest answer, in bytes of text. The 128,000 tokens that a model can give are about 512 KiB.
@@ -32,7 +31,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Answer {
     pub(super) text: String,
     pub(super) model: String,
-    /// Unknown until the API reported any.
+    /// `None` until the API reported any.
     counts: Option<Counts>,
     /// The output count is that of the whole answer, not of `message_start`.
     has_final_output: bool,
@@ -48,12 +47,10 @@ pub(super) struct Answer {
     inputs: Joiner,
 }
 
-/// What a body holds, by its first bytes: gateways send whole messages as streams, streams under any type, and firewalls
-/// pages with 200.
+/// What a body holds, by its first bytes: the types of gateways and firewalls can't be trusted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
     Events,
-    /// One JSON message.
     Whole,
     /// Nothing that the API sends.
     Page,
@@ -77,8 +74,7 @@ impl Form {
     }
 }
 
-/// Reads `body` into `answer` until it is complete, giving each piece of it to `on_progress` as it comes. `is_stream`: by its
-/// type it is a stream.
+/// Reads `body` into `answer` until it is complete. `is_stream`: by its type it is a stream.
 pub(super) async fn read<B: AsRef<[u8]>>(
     body: impl Stream<Item = Result<B, reqwest::Error>>,
     is_stream: bool,
@@ -118,7 +114,8 @@ pub(super) async fn read<B: AsRef<[u8]>>(
         if !start.is_empty() {
             bytes = &start;
         }
-        while let Some(item) = events.next(&mut bytes).map_err(|_| too_long())? {
+        let too_long = |_| malformed(format!("an event of more than {MAX_EVENT_BYTES} bytes"));
+        while let Some(item) = events.next(&mut bytes).map_err(too_long)? {
             alive = Instant::now();
             let Item::Event(event) = item else { continue };
             answer.take(&event, on_progress)?;
@@ -136,18 +133,17 @@ pub(super) async fn read<B: AsRef<[u8]>>(
         }
     }
     match form.or_else(|| Form::of(&held, is_stream, true)) {
-        Some(Form::Whole) => return answer.take_whole(&held, on_progress),
-        Some(Form::Page) => return Err(page(&held)),
-        Some(Form::Events) | None => {}
+        Some(Form::Whole) => answer.take_whole(&held, on_progress),
+        Some(Form::Page) => Err(CallError::new(
+            ErrorKind::Page,
+            format!(
+                "a web page or other text came instead of Claude's answer (check the base URL and what is between here \
+                 and Claude): {}",
+                String::from_utf8_lossy(&held)
+            ),
+        )),
+        Some(Form::Events) | None => answer.take_end(events, on_progress),
     }
-    if let Some(event) = events.finish() {
-        answer.take(&event, on_progress)?;
-    }
-    if answer.is_complete {
-        return Ok(());
-    }
-    let message = "Claude's stream ended without message_stop and without a stop reason, so the answer is incomplete";
-    Err(CallError::new(ErrorKind::StreamCut, message))
 }
 
 impl Answer {
@@ -157,25 +153,39 @@ impl Answer {
         self.stop.is_some() && matches!(error.kind, StreamCut | ConnectionLost | Silent | TotalTimeout | Malformed)
     }
 
+    /// The events ended without `message_stop`, but perhaps within an event.
+    fn take_end(&mut self, events: Events, on_progress: OnProgress<'_>) -> Result<(), CallError> {
+        if let Some(event) = events.finish() {
+            self.take(&event, on_progress)?;
+        }
+        if self.is_complete {
+            return Ok(());
+        }
+        let message =
+            "Claude's stream ended without message_stop and without a stop reason, so the answer is incomplete";
+        Err(CallError::new(ErrorKind::StreamCut, message))
+    }
+
     fn take(&mut self, event: &Event, on_progress: OnProgress<'_>) -> Result<(), CallError> {
+        let error = || ErrorObject::within(&event.data).as_ref().map(CallError::from_event);
         match event.name.as_str() {
             "message_start" => {
                 let started = parse::<MessageStart>(event)?.message;
                 self.model = started.model;
                 self.counts.get_or_insert_default().update(&started.usage);
             }
-            "content_block_start" => self.take_piece(parse::<BlockStart>(event)?.content_block, on_progress)?,
-            "content_block_delta" => self.take_piece(parse::<BlockDelta>(event)?.delta, on_progress)?,
+            "content_block_start" | "content_block_delta" => {
+                self.take_piece(parse::<BlockEvent>(event)?.content_block, on_progress)?;
+            }
             "message_delta" => {
                 let message = parse::<MessageDelta>(event)?;
                 self.counts.get_or_insert_default().update(&message.usage);
-                self.has_final_output |= message.usage.has_output();
+                self.has_final_output |= message.usage.output.is_some();
                 self.stop = message.delta.into_stop_reason().or(self.stop.take());
             }
             "message_stop" => self.is_complete = true,
             "error" => {
-                let error = ErrorObject::within(&event.data).as_ref().map(CallError::from_event);
-                return Err(error.unwrap_or_else(|| {
+                return Err(error().unwrap_or_else(|| {
                     CallError::new(ErrorKind::StreamError, format!("Claude broke off its answer: {}", event.data))
                 }));
             }
@@ -186,8 +196,7 @@ impl Answer {
                     return self.take(&Event { name: kind, data: event.data.clone() }, on_progress);
                 }
                 None if event.data.starts_with('{') => {
-                    let error = ErrorObject::within(&event.data).as_ref().map(CallError::from_event);
-                    return Err(error.unwrap_or_else(|| malformed("an event without a type")));
+                    return Err(error().unwrap_or_else(|| malformed("an event without a type")));
                 }
                 _ => {}
             },
@@ -201,11 +210,11 @@ impl Answer {
         if let Some(object) = ErrorObject::within(text) {
             return Err(CallError::from_event(&object));
         }
-        let unreadable = |error: serde_json::Error| malformed(&format!("a message can't be read: {error}"));
-        let message: WholeMessage = from_json(text).map_err(unreadable)?;
+        let unreadable = |error: serde_json::Error| malformed(format!("a message can't be read: {error}"));
+        let message: Message = from_json(text).map_err(unreadable)?;
         self.model = message.model;
         self.counts.get_or_insert_default().update(&message.usage);
-        self.has_final_output = message.usage.has_output();
+        self.has_final_output = message.usage.output.is_some();
         let content = message.content.map_or(Ok(Vec::new()), |content| pieces(&content).map_err(unreadable))?;
         for block in content {
             self.take_piece(Some(block), on_progress)?;
@@ -216,32 +225,26 @@ impl Answer {
     }
 
     fn take_piece(&mut self, piece: Option<Piece>, on_progress: OnProgress<'_>) -> Result<(), CallError> {
-        match piece.map(Piece::into_part) {
-            None => {}
-            Some(Some(Part::Text(text))) => {
+        let Some(part) = piece.map(Piece::into_part) else { return Ok(()) };
+        // A text may be empty; `append` looks.
+        self.has_content |= !matches!(part, Some(Part::Text(_)));
+        match part {
+            Some(Part::Text(text)) => {
                 let text = self.texts.join(text);
                 self.append(&text, on_progress)?;
             }
-            Some(part) => {
-                self.has_content = true;
-                match part {
-                    Some(Part::Thinking(thinking)) => {
-                        self.thinking_tokens += tokens(&self.thoughts.join(thinking));
-                    }
-                    Some(Part::Input(input)) => self.append_input(input)?,
-                    Some(Part::Tool(input)) => {
-                        self.tools.push('\n');
-                        self.append_input(input.unwrap_or_default())?;
-                    }
-                    _ => {}
-                }
+            Some(Part::Thinking(thinking)) => self.thinking_tokens += tokens(&self.thoughts.join(thinking)),
+            Some(Part::Input(input)) => self.append_input(input)?,
+            Some(Part::Tool(input)) => {
+                self.tools.push('\n');
+                self.append_input(input.unwrap_or_default())?;
             }
+            None => {}
         }
         Ok(())
     }
 
-    /// Call it at the end, also after an error. Gateways emulate structured output by a tool: then its input is the answer, or
-    /// the end of it. Impossible counts are dropped.
+    /// Call it at the end, also after an error. Gateways emulate structured output by a tool, whose input is the answer.
     pub(super) fn finish(&mut self, on_progress: OnProgress<'_>, most_input: u64, most_output: u64) {
         let tools = std::mem::take(&mut self.tools);
         let tools = if self.text.is_empty() { tools.trim_start() } else { &tools };
@@ -255,7 +258,7 @@ impl Answer {
     }
 
     pub(super) fn has_whole_usage(&self) -> bool {
-        self.has_final_output && self.counts.is_some_and(|counts| counts.is_complete())
+        self.has_final_output && self.counts.is_some_and(|counts| counts.input.is_some() && counts.output.is_some())
     }
 
     /// The API counts output only at the end. If that did not come, it is estimated from the text and thinking that did.
@@ -302,29 +305,16 @@ pub(super) fn silent(idle: Duration) -> CallError {
     )
 }
 
-pub(super) fn malformed(what: &str) -> CallError {
+pub(super) fn malformed(what: impl Display) -> CallError {
     CallError::new(ErrorKind::Malformed, format!("Claude's answer does not follow the API: {what}"))
 }
 
 fn parse<T: DeserializeOwned>(event: &Event) -> Result<T, CallError> {
-    from_json(&event.data).map_err(|error| malformed(&format!("event {}: {error}", event.name)))
-}
-
-fn page(body: &[u8]) -> CallError {
-    let body = String::from_utf8_lossy(body);
-    let message = format!(
-        "a web page or other text came instead of Claude's answer (check the base URL and what is between here and \
-         Claude): {body}"
-    );
-    CallError::new(ErrorKind::Page, message)
-}
-
-fn too_long() -> CallError {
-    malformed(&format!("an event of more than {MAX_EVENT_BYTES} bytes"))
+    from_json(&event.data).map_err(|error| malformed(format!("event {}: {error}", event.name)))
 }
 
 fn too_large() -> CallError {
-    malformed(&format!("an answer of more than {MAX_ANSWER_BYTES} bytes"))
+    malformed(format!("an answer of more than {MAX_ANSWER_BYTES} bytes"))
 }
 
 fn lost(error: &reqwest::Error) -> CallError {

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use serde_json::json;
 
-use super::error::{Fault as Concern, MAX_RETRY_AFTER, MIN_RETRY_AFTER};
+use super::error::{Concern, MAX_RETRY_AFTER, MIN_RETRY_AFTER};
 use super::message::CacheTtl;
 use super::simulator::{AccountLimits, ErrorAnswer, Fault, Latency, Simulator, SimulatorConfig};
 use super::*;
@@ -131,7 +131,7 @@ async fn every_error_status_has_its_kind_and_whom_it_concerns() {
     ];
     for (status, kind, class) in answers {
         let error = failure(ErrorAnswer::status(status).header("location", "http://127.0.0.1:1/")).await;
-        assert_eq!((error.kind, error.fault(), error.status), (kind, class, Some(status)), "{status}");
+        assert_eq!((error.kind, error.concern(), error.status), (kind, class, Some(status)), "{status}");
         assert!(!error.may_have_been_billed(), "{status}");
         assert!(error.message.contains(&format!("simulated {status}")), "{error}");
         assert!(error.request_id.unwrap().starts_with("req_sim_"));
@@ -139,14 +139,14 @@ async fn every_error_status_has_its_kind_and_whom_it_concerns() {
 }
 
 #[tokio::test]
-async fn a_spend_limit_holds_the_queue_and_a_ramp_limit_only_waits() {
+async fn a_spend_limit_blocks_the_queue_and_a_ramp_limit_only_waits() {
     for code in ["enforced_spend_limit_reached", "contract_spend_limit_reached"] {
         let error = failure(ErrorAnswer::status(429).error_code(code)).await;
-        assert_eq!((error.kind, error.fault()), (ErrorKind::Billing, Concern::Account));
+        assert_eq!((error.kind, error.concern()), (ErrorKind::Billing, Concern::Account));
     }
     let ramp = ErrorAnswer::status(429).error_code("ramp_limit_exceeded").header("retry-after", "7");
     let error = failure(ramp).await;
-    assert_eq!(error.fault(), Concern::Limit);
+    assert_eq!(error.concern(), Concern::Limit);
     assert_eq!(error.retry_after, Some(Duration::from_secs(7)));
 }
 
@@ -191,7 +191,7 @@ async fn a_gateways_own_page_leaves_open_whether_the_call_was_billed() {
 async fn a_page_that_comes_with_200_is_no_answer_and_not_billed() {
     for page in ["<html>Please log in to the Wi-Fi</html>", "Wi-Fi: log in"] {
         let error = failure(ErrorAnswer::status(200).html(page)).await;
-        assert_eq!((error.kind, error.fault(), error.is_certain), (ErrorKind::Page, Concern::Account, false));
+        assert_eq!((error.kind, error.concern(), error.is_certain), (ErrorKind::Page, Concern::Account, false));
         assert!(error.message.contains("Wi-Fi") && !error.may_have_been_billed(), "{error}");
     }
 }
@@ -201,7 +201,7 @@ async fn no_connection_means_nothing_was_billed() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = ask(&Claude::new(config(format!("http://{nobody}"))).unwrap()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::ConnectFailed);
-    assert_eq!(error.fault(), Concern::Passing);
+    assert_eq!(error.concern(), Concern::Passing);
     assert!(!error.may_have_been_billed());
     assert_eq!(error.status, None);
 }
@@ -210,7 +210,7 @@ async fn no_connection_means_nothing_was_billed() {
 async fn a_new_connection_closed_without_an_answer_may_have_been_billed_and_is_not_tried_again() {
     let (simulator, claude) = pair([Fault::CloseBeforeAnswer]).await;
     let error = ask(&claude).await.unwrap_err();
-    assert_eq!((error.kind, error.fault()), (ErrorKind::ConnectionLost, Concern::Passing));
+    assert_eq!((error.kind, error.concern()), (ErrorKind::ConnectionLost, Concern::Passing));
     assert!(error.may_have_been_billed());
     assert_eq!(error.status, None);
     assert_eq!(simulator.counters().calls, 1);
@@ -225,9 +225,9 @@ async fn a_reused_connection_closed_without_an_answer_is_replaced_by_a_new_one_w
 }
 
 #[tokio::test]
-async fn a_stream_that_ends_early_tells_how_far_it_came() {
+async fn a_stream_that_ends_early_reports_what_came() {
     let error = failure(Fault::CutAfter(6)).await;
-    assert_eq!((error.kind, error.fault(), error.status), (ErrorKind::StreamCut, Concern::Passing, Some(200)));
+    assert_eq!((error.kind, error.concern(), error.status), (ErrorKind::StreamCut, Concern::Passing, Some(200)));
     assert!(error.may_have_been_billed());
     assert!(error.text.unwrap().starts_with("{\"language\":"));
     assert!(error.usage.unwrap().input_tokens > 0);
@@ -250,7 +250,7 @@ async fn an_empty_stream_is_a_cut_one() {
 #[tokio::test]
 async fn a_connection_that_breaks_in_the_middle_is_lost() {
     let error = failure(Fault::DropAfter(6)).await;
-    assert_eq!((error.kind, error.fault(), error.status), (ErrorKind::ConnectionLost, Concern::Passing, Some(200)));
+    assert_eq!((error.kind, error.concern(), error.status), (ErrorKind::ConnectionLost, Concern::Passing, Some(200)));
     assert!(error.may_have_been_billed());
     assert!(error.text.is_some());
 }
@@ -261,7 +261,7 @@ async fn a_stream_that_falls_silent_fails_after_the_idle_timeout_and_is_hung_up(
     let idle_timeout = Duration::from_millis(600);
     let claude = Claude::new(ClientConfig { idle_timeout, ..config(simulator.base_url()) }).unwrap();
     let error = ask(&claude).await.unwrap_err();
-    assert_eq!((error.kind, error.fault()), (ErrorKind::Silent, Concern::Passing));
+    assert_eq!((error.kind, error.concern()), (ErrorKind::Silent, Concern::Passing));
     assert!(error.text.is_some() && error.may_have_been_billed());
     simulator.wait_for_aborted(1).await;
 }
@@ -290,7 +290,7 @@ async fn a_call_that_takes_too_long_in_all_fails_though_it_is_not_silent() {
     let (_simulator, claude) = pair([Fault::Takes(Duration::from_secs(10))]).await;
     let call = MessageRequest { time_limit: Duration::from_secs(1), ..question("Open an office in Oslo?") };
     let error = claude.send(&call, &|_| {}).await.unwrap_err();
-    assert_eq!((error.kind, error.fault(), error.status), (ErrorKind::TotalTimeout, Concern::Passing, Some(200)));
+    assert_eq!((error.kind, error.concern(), error.status), (ErrorKind::TotalTimeout, Concern::Passing, Some(200)));
     assert!(error.may_have_been_billed());
     let output = error.usage.unwrap().output_tokens;
     assert_eq!(output, stream::tokens(&error.text.unwrap()).max(1), "estimated from what came");
@@ -299,7 +299,7 @@ async fn a_call_that_takes_too_long_in_all_fails_though_it_is_not_silent() {
 #[tokio::test]
 async fn an_event_that_is_not_json_is_malformed() {
     let error = failure(Fault::Malformed).await;
-    assert_eq!((error.kind, error.fault()), (ErrorKind::Malformed, Concern::Passing));
+    assert_eq!((error.kind, error.concern()), (ErrorKind::Malformed, Concern::Passing));
     assert!(error.message.contains("content_block_delta") && error.text.is_some(), "{error}");
 }
 
@@ -321,7 +321,7 @@ async fn an_error_event_after_200_means_what_its_type_says() {
     ];
     for (error_type, kind, class) in types {
         let error = failure(Fault::ErrorEvent(error_type.to_owned())).await;
-        assert_eq!((error.kind, error.fault(), error.status), (kind, class, Some(200)), "{error_type}");
+        assert_eq!((error.kind, error.concern(), error.status), (kind, class, Some(200)), "{error_type}");
         assert!(error.may_have_been_billed() && error.text.is_some());
     }
 }
@@ -354,7 +354,7 @@ async fn thinking_is_left_out() {
 }
 
 #[tokio::test]
-async fn every_stop_reason_is_told() {
+async fn every_stop_reason_is_reported() {
     let stop = async |fault| pair_reply(fault).await.stop;
     assert_eq!(stop(Fault::MaxTokens).await, StopReason::MaxTokens);
     assert_eq!(stop(Fault::Stop("stop_sequence".into())).await, StopReason::StopSequence);
@@ -477,11 +477,11 @@ async fn a_models_life_cycle_can_be_asked_for() {
 }
 
 #[tokio::test]
-async fn a_retired_model_holds_the_queue() {
+async fn a_retired_model_blocks_the_queue() {
     let (_simulator, claude) = pair([]).await;
     let retired = MessageRequest { model: "claude-3-5-sonnet-20241022".to_owned(), ..question("Buy or build?") };
     let error = claude.send(&retired, &|_| {}).await.unwrap_err();
-    assert_eq!((error.kind, error.fault()), (ErrorKind::NotFound, Concern::Model));
+    assert_eq!((error.kind, error.concern()), (ErrorKind::NotFound, Concern::Model));
     assert!(error.message.contains("claude-3-5-sonnet-20241022"), "{error}");
 }
 
@@ -494,7 +494,7 @@ async fn a_reached_limit_is_a_429_that_says_when_to_come_back() {
     ask(&claude).await.unwrap();
     ask(&claude).await.unwrap();
     let error = ask(&claude).await.unwrap_err();
-    assert_eq!(error.fault(), Concern::Limit);
+    assert_eq!(error.concern(), Concern::Limit);
     assert!((25..=30).contains(&error.retry_after.unwrap().as_secs()), "{:?}", error.retry_after);
 }
 

@@ -12,22 +12,22 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::message::{CacheTtl, MessageRequest, StopReason, Usage};
 
-/// Sent with every request.
 pub(super) const API_VERSION: &str = "2026-10-21";
 
 /// Cumulative counts. A count that can't be read is unknown.
-#[derive(Default, Clone, Copy)]
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(from = "Value")]
 pub(super) struct Counts {
-    input: Option<u64>,
-    output: Option<u64>,
+    pub(super) input: Option<u64>,
+    pub(super) output: Option<u64>,
     cache_creation: Option<u64>,
     cache_creation_1h: Option<u64>,
     cache_read: Option<u64>,
     is_us: Option<bool>,
 }
 
-impl Counts {
-    fn of(usage: &Value) -> Counts {
+impl From<Value> for Counts {
+    fn from(usage: Value) -> Counts {
         let count = |pointer: &str| usage.pointer(pointer).and_then(count);
         let [short, long] = ["5m", "1h"].map(|ttl| count(&format!("/cache_creation/ephemeral_{ttl}_input_tokens")));
         let split = short.zip(long).map(|(short, long)| short.saturating_add(long));
@@ -40,7 +40,9 @@ impl Counts {
             is_us: usage["inference_geo"].as_str().map(|geo| geo == "us"),
         }
     }
+}
 
+impl Counts {
     pub(super) fn update(&mut self, update: &Counts) {
         *self = Counts {
             input: update.input.or(self.input),
@@ -52,20 +54,12 @@ impl Counts {
         };
     }
 
-    pub(super) fn has_output(&self) -> bool {
-        self.output.is_some()
-    }
-
     /// One absurd number would use up a day's budget.
     pub(super) fn drop_impossible(&mut self, most_input: u64, most_output: u64) {
         if self.usage().total_input() > most_input {
             *self = Counts { output: self.output, is_us: self.is_us, ..Counts::default() };
         }
         self.output = self.output.filter(|output| *output <= most_output);
-    }
-
-    pub(super) fn is_complete(&self) -> bool {
-        self.input.is_some() && self.output.is_some()
     }
 
     pub(super) fn usage(&self) -> Usage {
@@ -118,8 +112,8 @@ struct OutputConfig<'a> {
 }
 
 #[derive(Serialize)]
+#[serde(tag = "type", rename = "json_schema")]
 struct Format<'a> {
-    r#type: &'static str,
     /// Sent byte by byte as it is.
     schema: &'a RawValue,
 }
@@ -141,7 +135,7 @@ pub(super) fn body(request: &MessageRequest) -> Result<Vec<u8>, serde_json::Erro
         thinking: request.thinking.map(|kind| json!({"type": kind})),
         output_config: (request.effort.is_some() || request.schema.is_some()).then(|| OutputConfig {
             effort: request.effort,
-            format: request.schema.as_deref().map(|schema| Format { r#type: "json_schema", schema }),
+            format: request.schema.as_deref().map(|schema| Format { schema }),
         }),
     })
 }
@@ -156,20 +150,19 @@ fn system(text: &str, cache: CacheTtl) -> Value {
     json!([{"type": "text", "text": text, "cache_control": cache_control}])
 }
 
-/// A message that came whole although a stream was asked for: some gateways can't stream.
-#[derive(Deserialize)]
-pub(super) struct WholeMessage {
+/// A message: the start of it, or all of it from a gateway that can't stream.
+#[derive(Deserialize, Default)]
+pub(super) struct Message {
     #[serde(default, deserialize_with = "or_default")]
     pub(super) model: String,
     #[serde(default)]
     pub(super) content: Option<Box<RawValue>>,
-    #[serde(default, deserialize_with = "counts")]
+    #[serde(default)]
     pub(super) usage: Counts,
     #[serde(flatten)]
     pub(super) ending: Ending,
 }
 
-/// The pieces of a whole message's content; some gateways give its text alone.
 pub(super) fn pieces(content: &RawValue) -> Result<Vec<Piece>, serde_json::Error> {
     if content.get().starts_with('"') {
         let text = serde_json::from_str(content.get())?;
@@ -181,31 +174,17 @@ pub(super) fn pieces(content: &RawValue) -> Result<Vec<Piece>, serde_json::Error
 #[derive(Deserialize)]
 pub(super) struct MessageStart {
     #[serde(default)]
-    pub(super) message: StartedMessage,
-}
-
-#[derive(Deserialize, Default)]
-pub(super) struct StartedMessage {
-    #[serde(default, deserialize_with = "or_default")]
-    pub(super) model: String,
-    #[serde(default, deserialize_with = "counts")]
-    pub(super) usage: Counts,
+    pub(super) message: Message,
 }
 
 #[derive(Deserialize)]
-pub(super) struct BlockStart {
+pub(super) struct BlockEvent {
+    #[serde(alias = "delta")]
     pub(super) content_block: Option<Piece>,
 }
 
-#[derive(Deserialize)]
-pub(super) struct BlockDelta {
-    pub(super) delta: Option<Piece>,
-}
-
-/// A piece of a content block.
 #[derive(Deserialize, Default)]
 pub(super) struct Piece {
-    /// Empty where a gateway drops it.
     #[serde(rename = "type", default, deserialize_with = "or_default")]
     kind: String,
     text: Option<Wtf8>,
@@ -216,7 +195,6 @@ pub(super) struct Piece {
 
 pub(super) enum Part {
     Text(Wtf8),
-    /// The model's thinking. The API may leave it blank.
     Thinking(Wtf8),
     Input(Wtf8),
     /// A tool begins, perhaps with its whole input.
@@ -225,26 +203,23 @@ pub(super) enum Part {
 
 impl Piece {
     pub(super) fn into_part(self) -> Option<Part> {
+        let (text, thinking) = (self.text.map(Part::Text), self.thinking.map(Part::Thinking));
+        let input = self.partial_json.map(Part::Input);
         match self.kind.as_str() {
-            "" => {
-                let thought = self.thinking.map(Part::Thinking);
-                self.text.map(Part::Text).or(self.partial_json.map(Part::Input)).or(thought)
-            }
-            "text" | "text_delta" => self.text.map(Part::Text),
-            "thinking" | "thinking_delta" => self.thinking.map(Part::Thinking),
-            "input_json_delta" => self.partial_json.map(Part::Input),
+            "" => text.or(input).or(thinking),
+            "text" | "text_delta" => text,
+            "thinking" | "thinking_delta" => thinking,
+            "input_json_delta" => input,
             "tool_use" => {
-                let input =
-                    self.input.map(|input| input.get().to_owned()).filter(|input| !matches!(&**input, "{}" | "null"));
-                Some(Part::Tool(input.map(|input| Wtf8(input.into_bytes()))))
+                let whole = self.input.filter(|input| !matches!(input.get(), "{}" | "null"));
+                Some(Part::Tool(whole.map(|input| Wtf8(input.get().as_bytes().to_vec()))))
             }
             _ => None,
         }
     }
 }
 
-/// A text that may have half of a surrogate pair, as serde_json's three bytes: a stream that was cut into deltas by UTF-16
-/// units has the other half in the next one.
+/// A text that may have half of a surrogate pair, as serde_json's three bytes: the next delta has the other half.
 #[derive(Default)]
 pub(super) struct Wtf8(pub(super) Vec<u8>);
 
@@ -261,19 +236,13 @@ impl<'de> Deserialize<'de> for Wtf8 {
             fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Wtf8, E> {
                 Ok(Wtf8(bytes.to_owned()))
             }
-
-            fn visit_str<E>(self, text: &str) -> Result<Wtf8, E> {
-                Ok(Wtf8(text.as_bytes().to_owned()))
-            }
         }
         deserializer.deserialize_bytes(Bytes)
     }
 }
 
-/// Joins texts whose surrogate pairs may be split between them.
 #[derive(Default)]
 pub(super) struct Joiner {
-    /// The first half of a pair, whose second half is to come.
     half: Option<u16>,
 }
 
@@ -310,7 +279,7 @@ fn utf16(mut bytes: &[u8]) -> Vec<u16> {
 pub(super) struct MessageDelta {
     #[serde(default)]
     pub(super) delta: Ending,
-    #[serde(default, deserialize_with = "counts")]
+    #[serde(default)]
     pub(super) usage: Counts,
 }
 
@@ -366,7 +335,6 @@ pub(super) fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, serde_json
     })
 }
 
-/// Replaces `NaN` and the like outside of strings; `None` if there are none.
 fn without_nan(text: &str) -> Option<String> {
     let (mut json, mut rest, mut found) = (String::new(), text, false);
     let (mut is_text, mut is_escaped) = (false, false);
@@ -390,10 +358,6 @@ fn or_default<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(deserial
     Ok(serde_json::from_value(Value::deserialize(deserializer)?).unwrap_or_default())
 }
 
-fn counts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Counts, D::Error> {
-    Ok(Counts::of(&Value::deserialize(deserializer)?))
-}
-
 /// The API's error envelope, of an error answer or an `error` event.
 #[derive(Deserialize)]
 pub(super) struct ErrorObject {
@@ -412,17 +376,13 @@ pub(super) struct ErrorBody {
 }
 
 impl ErrorObject {
-    pub(super) fn parse(body: &[u8]) -> Option<ErrorObject> {
-        serde_json::from_slice(body).ok()
-    }
-
     /// The error in a JSON object of any gateway.
     pub(super) fn within(data: &str) -> Option<ErrorObject> {
-        if let Some(object) = ErrorObject::parse(data.as_bytes()) {
+        if let Ok(object) = serde_json::from_str(data) {
             return Some(object);
         }
         let value: Value = from_json(data).ok()?;
-        let (error, text) = (&value["error"], |value: &Value| value.as_str().map(str::to_owned));
+        let (error, text) = (&value["error"], |value: &Value| Some(value.as_str()?.to_owned()));
         let message = match error {
             Value::String(message) if !message.is_empty() => message.clone(),
             Value::Object(members) => members.get("message").and_then(text).unwrap_or_else(|| error.to_string()),

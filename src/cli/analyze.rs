@@ -138,7 +138,6 @@ impl Analyze {
         }
     }
 
-    /// Asks a service that is started for this question.
     async fn ask_local(&self, body: &Value) -> anyhow::Result<ExitCode> {
         ensure!(!self.detach, "--detach needs a running service; start one with `ceoagent serve`");
         // Webhooks are sent and repeated after the job's end, when this service is gone.

@@ -21,7 +21,7 @@ use crate::{
 /// The demo's folder within the data folder, so that its jobs never mix with real ones.
 pub(super) const DEMO_FOLDER: &str = "demo";
 
-/// Longest silence of a connection. The service answers within 30 s.
+/// Longer than the service holds a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,13 +31,11 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Most characters that an error quotes from an answer of another program.
 const MAX_QUOTED: usize = 200;
 
-/// Exit code if the service refused the request. 2 means a wrong command line.
+/// Exit code if the service refused the request.
 pub(super) const REFUSED: u8 = 4;
 
-/// The address of the service and the token for it.
 #[derive(clap::Args, Debug)]
 pub(super) struct Connection {
     #[command(flatten)]
@@ -48,7 +46,6 @@ pub(super) struct Connection {
     pub(super) settings: Settings,
 }
 
-/// The options of a command that makes one request.
 #[derive(clap::Args, Debug)]
 pub(super) struct Call {
     /// Print the service's answer as JSON
@@ -78,7 +75,6 @@ pub(super) enum ClientError {
     Other(#[from] anyhow::Error),
 }
 
-/// A problem of the API.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Refusal {
     pub(super) status: u16,
@@ -119,7 +115,6 @@ impl fmt::Display for Refusal {
 }
 
 impl Connection {
-    /// The service at --url, or the one on this machine.
     pub(super) fn client(&self) -> anyhow::Result<Client> {
         let base = self.address.url.as_deref().map_or_else(|| Ok(local_base(&self.settings)), base)?;
         // The token of the service on this machine must not be sent to another one.
@@ -180,7 +175,6 @@ impl Client {
         self.request(Method::POST, "/api/v1/analyze").json(body)
     }
 
-    /// A request to `path`, with the token if there is one.
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, self.at(path));
         match &self.token {
@@ -189,7 +183,6 @@ impl Client {
         }
     }
 
-    /// Repeats the request while the service restarts.
     pub(super) async fn patiently(
         &self,
         request: impl Fn() -> RequestBuilder,
@@ -207,7 +200,6 @@ impl Client {
         format!("{}{path}", self.base)
     }
 
-    /// The status, headers and text of any answer.
     pub(super) async fn answer(&self, request: RequestBuilder) -> Result<(StatusCode, HeaderMap, String), ClientError> {
         let unreachable = |error: reqwest::Error| ClientError::Unreachable {
             base: self.base.clone(),
@@ -219,7 +211,7 @@ impl Client {
         Ok((status, headers, answer.text().await.map_err(unreachable)?))
     }
 
-    /// The headers and text of a successful answer.
+    /// Fails unless the answer is a success.
     pub(super) async fn once(&self, request: RequestBuilder) -> Result<(HeaderMap, String), ClientError> {
         let (status, headers, text) = self.answer(request).await?;
         if status.is_success() {
@@ -231,10 +223,8 @@ impl Client {
         })
     }
 
-    /// The answer as JSON.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Value, ClientError> {
         let (_, text) = self.once(request).await?;
-        // A `204` has no body.
         if text.is_empty() {
             return Ok(Value::Null);
         }
@@ -264,9 +254,13 @@ pub(super) fn job_path(id: &str) -> String {
     format!("/api/v1/jobs/{}", path_segment(id))
 }
 
-/// An id as part of a path. Characters that no id contains become `_`.
-pub(super) fn path_segment(id: &str) -> String {
-    id.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "_")
+/// An id or name as one segment of a path. Characters that neither contains become `~`, which neither contains either.
+pub(super) fn path_segment(name: &str) -> String {
+    // A segment of dots would address another path.
+    if name.chars().all(|c| c == '.') {
+        return "~".to_owned();
+    }
+    name.replace(|c: char| !c.is_ascii_alphanumeric() && !"._-@/".contains(c), "~").replace('/', "%2F")
 }
 
 /// The checked address of a service, without a slash at the end.
@@ -280,7 +274,6 @@ pub(super) fn base(url: &str) -> anyhow::Result<String> {
     Ok(url.trim_end_matches('/').to_owned())
 }
 
-/// The address of the service at HOST and PORT, seen from this machine.
 pub(super) fn local_base(settings: &Settings) -> String {
     link(SocketAddr::new(settings.host, settings.port))
 }
@@ -304,7 +297,6 @@ fn local_token(settings: &Settings) -> Option<SecretString> {
     settings.admin_token.clone().or_else(demo).or_else(|| app::stored_admin_token(folder))
 }
 
-/// Whether the URL leads to this machine.
 fn is_at_home(url: &str) -> bool {
     let Ok(url) = Url::parse(url) else { return false };
     let host = url.host_str().unwrap_or_default();

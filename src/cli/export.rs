@@ -15,7 +15,7 @@ use super::{
 };
 use crate::app;
 
-/// Exit code if something could not be read. 2 means a wrong command line.
+/// Exit code if something could not be read.
 pub(super) const INCOMPLETE: u8 = 3;
 
 #[derive(clap::Args, Debug)]
@@ -49,7 +49,7 @@ impl Export {
         Ok(if summary.is_complete() { ExitCode::SUCCESS } else { ExitCode::from(INCOMPLETE) })
     }
 
-    /// Exports page by page, so that both sides hold only one page in memory.
+    /// Page by page, so that both sides hold only one page in memory.
     async fn live(&self) -> anyhow::Result<ExitCode> {
         let client = self.connection.client()?;
         let mut out = Escaping(stdout().lock());

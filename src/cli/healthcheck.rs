@@ -17,7 +17,6 @@ use super::{
 };
 use crate::config::Settings;
 
-/// A service that takes longer is not healthy.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args, Debug)]
@@ -44,7 +43,7 @@ pub(super) struct Healthcheck {
 impl Healthcheck {
     pub(super) async fn run(&self) -> anyhow::Result<ExitCode> {
         let base = self.url.as_deref().map_or_else(|| Ok(local_base(&self.settings)), base)?;
-        // The route is public, so no token is sent.
+        // Both routes are public.
         let client = Client::new(base, None)?;
         let path = if self.ready { "/health/ready" } else { "/health" };
         let (status, _, text) = client.answer(client.request(Method::GET, path).timeout(TIMEOUT)).await?;

@@ -15,7 +15,6 @@ use super::{
     terminal::clean,
 };
 
-/// Most lines of one request.
 const PAGE_LINES: usize = 100;
 
 /// Most bytes of one request, without its last line.

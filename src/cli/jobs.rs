@@ -22,20 +22,13 @@ use super::{
     terminal::{listing, text},
 };
 
-/// Default number of listed jobs: a screen.
+/// Default number of listed jobs.
 const SCREEN: usize = 20;
 
-/// Longest question in a listing; longer ones are cut.
 const QUESTION_WIDTH: usize = 60;
 
-#[derive(clap::Args, Debug)]
-pub(super) struct Jobs {
-    #[command(subcommand)]
-    action: Action,
-}
-
 #[derive(clap::Subcommand, Debug)]
-enum Action {
+pub(super) enum Jobs {
     /// List jobs, newest first: all jobs with the admin token, your own with your API key
     List(Box<List>),
     /// Show a job with its attempts and memo
@@ -56,7 +49,7 @@ enum Action {
   ceoagent jobs list --code overloaded --created-from 2026-11-23T00:00:00Z --metadata team=ops
   ceoagent jobs list --text Rotterdam --oldest
   ceoagent jobs list --all --json | jq -r 'select(.attempts_made > 3) | .id'")]
-struct List {
+pub(super) struct List {
     /// List the oldest jobs first
     #[arg(long)]
     oldest: bool,
@@ -87,7 +80,7 @@ struct List {
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Exit codes: 0 the job has succeeded or, with show, is pending; 1 other error;
   3 the job failed or was cancelled; 4 the service refused the request.")]
-struct Show {
+pub(super) struct Show {
     /// The job's id
     id: String,
 
@@ -100,9 +93,9 @@ struct Show {
 
 impl Jobs {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
-        match self.action {
-            Action::List(list) => list.run().await,
-            Action::Show(show) => {
+        match self {
+            Jobs::List(list) => list.run().await,
+            Jobs::Show(show) => {
                 let job = show.connection.client()?.get(&job_path(&show.id)).await?;
                 let is_plain = show.form == Form::default();
                 if is_plain {
@@ -115,13 +108,13 @@ impl Jobs {
                     _ => outcome::show(&job, show.form),
                 }
             }
-            Action::Watch(show) => {
+            Jobs::Watch(show) => {
                 let client = show.connection.client()?;
                 outcome::show(&progress::follow(&client, &path_segment(&show.id)).await?, show.form)
             }
-            Action::Cancel(several) => several.run(CANCEL).await,
-            Action::Retry(several) => several.run(RETRY).await,
-            Action::Delete(several) => several.run(DELETE).await,
+            Jobs::Cancel(several) => several.run(CANCEL).await,
+            Jobs::Retry(several) => several.run(RETRY).await,
+            Jobs::Delete(several) => several.run(DELETE).await,
         }
     }
 }
@@ -150,7 +143,6 @@ impl List {
 
 fn row(job: &Value) -> [String; 6] {
     let created = text(job, "created_at");
-    // Without milliseconds.
     let created = created.split_once('.').map_or(created.as_str(), |(start, _)| start).replace('T', " ");
     let question = console::truncate_str(&text(job, "query"), QUESTION_WIDTH, "…").into_owned();
     let attempts = job["attempts_made"].to_string();

@@ -9,20 +9,14 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{
-    client::Call,
+    client::{Call, path_segment},
     terminal::{clean, given, items, listing, print_listing, text},
 };
 
 const PATH: &str = "/api/v1/admin/keys";
 
-#[derive(clap::Args, Debug)]
-pub(super) struct Keys {
-    #[command(subcommand)]
-    action: Action,
-}
-
 #[derive(clap::Subcommand, Debug)]
-enum Action {
+pub(super) enum Keys {
     /// List all keys, also revoked ones; the secret keys are not shown
     List(Box<Call>),
     /// Create a key and print it; it is shown only once
@@ -56,14 +50,14 @@ Exit codes: 0 success; 1 other error; 4 the service refused the request.")]
 
 impl Keys {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
-        let answer = match self.action {
-            Action::List(call) => call.run(|client| client.request(Method::GET, PATH), print_keys).await,
-            Action::Create { name, scope, call } => {
+        let answer = match self {
+            Keys::List(call) => call.run(|client| client.request(Method::GET, PATH), print_keys).await,
+            Keys::Create { name, scope, call } => {
                 let wanted = given(json!({ "name": name, "scope": scope }));
                 call.run(|client| client.request(Method::POST, PATH).json(&wanted), print_new).await
             }
-            Action::Revoke { name, call } => {
-                let path = format!("{PATH}/{}", in_path(&name));
+            Keys::Revoke { name, call } => {
+                let path = format!("{PATH}/{}", path_segment(&name));
                 let print = |_: &Value| writeln!(stdout(), "{} revoked", clean(&name));
                 call.run(|client| client.request(Method::DELETE, &path), print).await
             }
@@ -90,16 +84,6 @@ fn print_new(key: &Value) -> io::Result<()> {
     Ok(())
 }
 
-/// A name as one segment of a path. Characters that no name contains become `~`, which no name contains either.
-fn in_path(name: &str) -> String {
-    // A segment of dots would address another path.
-    if name.is_empty() || name.chars().all(|c| c == '.') {
-        return "~".to_owned();
-    }
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-@/".contains(c) { c } else { '~' };
-    name.chars().map(plain).collect::<String>().replace('/', "%2F")
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -111,7 +95,7 @@ mod tests {
         #[test]
         fn every_name_that_can_be_made_can_be_revoked(name in "[a-z0-9A-Z._@-]{1,32}(/[a-zA-Z0-9._@-]{1,31})?|[./-]{1,9}") {
             prop_assume!(is_name(&name));
-            let url = reqwest::Url::parse(&format!("http://localhost{PATH}/{}", in_path(&name))).unwrap();
+            let url = reqwest::Url::parse(&format!("http://localhost{PATH}/{}", path_segment(&name))).unwrap();
             let segment = url.path().strip_prefix(PATH).unwrap().strip_prefix('/').unwrap();
             prop_assert!(!segment.contains('/'), "{}", segment);
             prop_assert_eq!(segment.replace("%2F", "/"), name);
@@ -120,10 +104,10 @@ mod tests {
 
     #[test]
     fn no_name_leads_out_of_the_list_of_keys() {
-        assert_eq!(in_path("ci@a.b_c-1"), "ci@a.b_c-1");
-        assert_eq!(in_path("alice/../reports"), "alice%2F..%2Freports");
+        assert_eq!(path_segment("ci@a.b_c-1"), "ci@a.b_c-1");
+        assert_eq!(path_segment("alice/../reports"), "alice%2F..%2Freports");
         for name in ["..", ".", "", "a?b", "a#b", "%2e", "ä"] {
-            let path = in_path(name);
+            let path = path_segment(name);
             assert!(path.contains('~') && !path.contains('/'), "{name}: {path}");
         }
     }

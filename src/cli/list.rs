@@ -14,19 +14,17 @@ use super::{
     terminal::{clean, escaped, items, print_listing},
 };
 
-/// Most jobs on a page of the service.
 const PAGE: usize = 200;
 
 pub(super) struct JobList<'a, const COLUMNS: usize> {
-    /// The route that lists the jobs of all callers.
+    /// The route of all jobs.
     pub(super) all: &'a str,
-    /// The route that lists the caller's own jobs, for callers who may not list all.
+    /// The route of the caller's own jobs, for callers who may not list all.
     pub(super) own: Option<&'a str>,
     pub(super) params: Vec<(&'a str, &'a str)>,
-    /// Most jobs to list.
     pub(super) limit: usize,
     pub(super) cursor: Option<String>,
-    /// Prints each job as a line of JSON instead of a row of the table.
+    /// Lines of JSON instead of the table.
     pub(super) json: bool,
     pub(super) table: Table,
     pub(super) row: fn(&Value) -> [String; COLUMNS],

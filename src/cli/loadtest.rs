@@ -50,16 +50,15 @@ use crate::{
     config::{Settings, values::RateCaps},
 };
 
-/// Longest time to wait for the jobs after the load, in seconds.
+/// In seconds.
 const MAX_DRAIN: u32 = 24 * 3_600;
 
-/// Longest answer time of the simulated Claude, in seconds.
+/// In seconds.
 const MAX_LATENCY: u32 = 600;
 
 /// Calls at once of the service started here, if WORKERS is not set: its simulated account has no limits to derive it from.
 const WORKERS: usize = 20;
 
-/// How often the bar moves and the queue depth is read.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The order of the service: interactive jobs that can end in time, by deadline; then all other jobs by age.
@@ -149,7 +148,6 @@ impl Loadtest {
         }
     }
 
-    /// Submits the questions until all are answered or a signal arrives.
     async fn load(&self, own: Option<&TestService>, signals: &mut Signals) -> anyhow::Result<Report> {
         let (base, token) = match own {
             Some(own) => (own.service.base(), Some(own.service.app.admin_token().clone())),
@@ -161,10 +159,10 @@ impl Loadtest {
         // Without time limits of its own: late answers are counted too.
         let client = Client::with(reqwest::Client::builder().no_proxy(), base, token)?;
         load::check(&client).await?;
-        let tally = Arc::new(Tally::new(Duration::from_secs_f64(self.load.duration)));
         // Clients that still wait after the last question finish their wait.
         let steps = Duration::from_secs_f64(self.load.duration.ceil().max(1.0)).as_secs();
         let bar = terminal::bar(steps, "{pos}/{len} s  {msg}")?;
+        let tally = Arc::new(Tally::new(Duration::from_secs_f64(self.load.duration)));
         let loading = load::run(self.load, own.map(|_| self.latency()), &client, &tally);
         let storm = self.storm(own);
         tokio::pin!(loading, storm);
@@ -206,12 +204,10 @@ impl Loadtest {
         Ok(Report::new(setup, &tally))
     }
 
-    /// Of the simulated Claude.
     fn latency(&self) -> Latency {
         self.latency.map_or(Latency::Claude, |seconds| Latency::Fixed(Duration::from_secs_f64(seconds)))
     }
 
-    /// Makes the simulated Claude answer with 429 for a while, if `--storm-at` is given.
     async fn storm(&self, own: Option<&TestService>) {
         if let Some(at) = self.storm_at
             && let Some(simulator) = own.and_then(|own| own.service.simulator.as_ref())
@@ -237,21 +233,16 @@ impl Loadtest {
     }
 }
 
-/// Waits until the service has no pending job.
 async fn drained(client: &Client) {
     while load::jobs(client, &["queued", "scheduled", "running"]).await != Some(0) {
         tokio::time::sleep(LOOK).await;
     }
 }
 
-/// The service started here, with a simulated Claude.
 struct TestService {
     service: LocalService,
-    /// Answers a second.
     capacity: f64,
-    /// Calls at once.
     workers: usize,
-    /// Deleted when dropped.
     _folder: tempfile::TempDir,
 }
 

@@ -20,7 +20,6 @@ pub(super) fn make_folder(path: &Path) -> anyhow::Result<()> {
 
 pub(super) struct LocalService {
     pub(super) app: App,
-    /// Stops when it is dropped.
     pub(super) simulator: Option<Simulator>,
 }
 
@@ -50,7 +49,6 @@ impl LocalService {
         link(self.app.address())
     }
 
-    /// A client with the service's admin token.
     pub(super) fn client(&self) -> anyhow::Result<Client> {
         Client::new(self.base(), Some(self.app.admin_token().clone()))
     }

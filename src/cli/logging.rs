@@ -31,8 +31,7 @@ use crate::{
 /// Most lines in memory, 40 bytes each while empty: almost half a second of full load.
 const BUFFERED_LINES: usize = 16_000;
 
-/// How long the end of the process waits until the last lines are read.
-const LAST_LINES: Duration = Duration::from_secs(1);
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Starts logging; keep the guard to the end of the process, it waits for the last lines. `quiet` leaves warnings only.
 pub(super) fn start(settings: &Settings, quiet: bool) -> Guard {
@@ -93,7 +92,7 @@ impl Drop for Guard {
         self.is_closing.store(true, Relaxed);
         // Wakes the thread if it waits for a line.
         let _ = self.lines.write(&[]);
-        let _ = self.written.recv_timeout(LAST_LINES);
+        let _ = self.written.recv_timeout(LAST_LINES_TIMEOUT);
     }
 }
 
@@ -119,7 +118,6 @@ fn write_behind() -> (Lines, Guard) {
     (Lines(lines), guard)
 }
 
-/// A format of lines with the trace at their end.
 struct Traced<F> {
     lines: F,
     is_json: bool,

@@ -3,6 +3,8 @@
 //! What the model wrote is shown as text and nothing else: each piece goes through `clean` on its way to the page, so
 //! that no escape sequence reaches the terminal. The reasons for single scores are left to the JSON.
 
+use std::fmt::Display;
+
 use comfy_table::{
     Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle, Width,
 };
@@ -23,7 +25,6 @@ const MIN_WIDTH: usize = 20;
 /// From this width on the table has room for the options' names; below it, only for their letters.
 const NAMES_IN_TABLE_FROM: usize = 70;
 
-/// Most options whose names fit into the table's header.
 const MAX_NAMED: usize = 5;
 
 /// What comfy-table leaves free in a cell, left and right together.
@@ -34,14 +35,12 @@ const RULED: TableStyle = TableStyle::new()
     .header_separator(LineStyle::none().fill('─').junction('─'))
     .bottom_border(LineStyle::none().fill('─').junction('─'));
 
-/// `memo` as text to print on a terminal `width` columns wide, ending in a line break.
 pub(super) fn render(memo: &Memo, width: usize, colours: bool) -> String {
     let mut page = Page { text: String::new(), width: width.clamp(MIN_WIDTH, MAX_WIDTH), colours };
     let document = Document::new(memo);
-    let (plain, bold, dim) = (page.style(), page.style().bold(), page.style().dim());
-    page.block("", &plain, &document.title, &bold);
-    let rule = "─".repeat(page.width);
-    page.block("", &plain, &rule, &dim);
+    let (bold, dim) = (page.style().bold(), page.style().dim());
+    page.block("", &document.title, &bold);
+    page.block("", &"─".repeat(page.width), &dim);
     for section in &document.sections {
         page.heading(section.heading);
         for (i, block) in section.blocks.iter().enumerate() {
@@ -49,19 +48,17 @@ pub(super) fn render(memo: &Memo, width: usize, colours: bool) -> String {
         }
     }
     page.gap();
-    page.block("", &plain, document.closing, &dim);
+    page.block("", document.closing, &dim);
     page.text
 }
 
 fn block_on(page: &mut Page, block: &Block, follows: bool) {
-    let plain = page.style();
+    let (plain, warn) = (page.style(), page.toned(Tone::Warn));
     match block {
-        Block::Headline { text, tone } => page.block("  ", &plain, text, &page.toned(*tone).bold()),
-        Block::Paragraph { text } => page.block("  ", &plain, text, &plain),
-        Block::Robustness { label, word, text, .. } => {
-            page.block("  ", &plain, &format!("{label}: {word}. {text}"), &plain);
-        }
-        Block::Note { text } => page.block("! ", &page.toned(Tone::Warn), text, &page.toned(Tone::Warn)),
+        Block::Headline { text, tone } => page.block("  ", text, &page.toned(*tone).bold()),
+        Block::Paragraph { text } => page.block("  ", text, &plain),
+        Block::Robustness { label, word, text, .. } => page.block("  ", &format!("{label}: {word}. {text}"), &plain),
+        Block::Note { text } => page.block(warn.apply_to("! "), text, &warn),
         Block::Facts { facts } => details_on(page, 2, facts),
         Block::Item(item) => item_on(page, item, follows),
         Block::Table(table) => {
@@ -83,21 +80,20 @@ fn item_on(page: &mut Page, item: &Item, follows: bool) {
     if follows && matches!(item.marker, Marker::Letter(_)) {
         page.gap();
     }
-    page.block(&marker, marker_style, &item.line(), style);
+    page.block(marker_style.apply_to(&marker), &item.line(), style);
     details_on(page, display_width(&marker), &item.details);
 }
 
 fn details_on(page: &mut Page, indent: usize, details: &[Detail]) {
     for detail in details {
         let label = if detail.label.is_empty() { String::new() } else { format!("{}  ", detail.label) };
-        let label_style = if detail.tone == Tone::Plain { page.style().dim() } else { page.toned(detail.tone) };
+        let style = if detail.tone == Tone::Plain { page.style().dim() } else { page.toned(detail.tone) };
         for text in &detail.texts {
-            page.block(&format!("{}{label}", " ".repeat(indent)), &label_style, text, &page.style());
+            page.block(style.apply_to(format!("{}{label}", " ".repeat(indent))), text, &page.style());
         }
     }
 }
 
-/// Criteria down, options across, weighted totals at the foot.
 fn score_table(scores: &ScoreTable, width: usize, colours: bool) -> Table {
     let names = width >= NAMES_IN_TABLE_FROM && scores.options.len() <= MAX_NAMED;
     let mut table = Table::new();
@@ -154,7 +150,6 @@ fn fit_columns(table: &mut Table, scores: &ScoreTable, width: usize) {
     table.set_constraints(widths.map(|width| ColumnConstraint::LowerBoundary(Width::Fixed(columns(width)))));
 }
 
-/// A width in comfy-table's measure.
 fn columns(width: usize) -> u16 {
     u16::try_from(width).unwrap_or(u16::MAX)
 }
@@ -167,7 +162,6 @@ fn emphasised(cell: Cell, yes: bool) -> Cell {
     if yes { cell.add_attribute(Attribute::Bold) } else { cell }
 }
 
-/// The text so far, and how to add to it.
 struct Page {
     text: String,
     width: usize,
@@ -198,18 +192,14 @@ impl Page {
     }
 
     /// Adds `text`, wrapped, beside `lead`: a label, bullet or indent. A blank text adds nothing.
-    fn block(&mut self, lead: &str, lead_style: &Style, text: &str, style: &Style) {
-        let text = clean(text);
-        let indent = display_width(lead);
-        let room =
-            textwrap::Options::new(self.width.saturating_sub(indent).max(1)).wrap_algorithm(WrapAlgorithm::FirstFit);
-        let lines = textwrap::wrap(&text, room);
+    fn block(&mut self, lead: impl Display, text: &str, style: &Style) {
+        let (text, lead) = (clean(text), lead.to_string());
+        let indent = console::measure_text_width(&lead);
+        let room = textwrap::Options::new(self.width.saturating_sub(indent).max(1));
+        let lines = textwrap::wrap(&text, room.wrap_algorithm(WrapAlgorithm::FirstFit));
         for (i, line) in lines.iter().filter(|line| !line.is_empty()).enumerate() {
-            match i {
-                0 => self.text.push_str(&lead_style.apply_to(lead).to_string()),
-                _ => self.text.push_str(&" ".repeat(indent)),
-            }
-            self.text.push_str(&format!("{}\n", style.apply_to(line)));
+            let lead = if i == 0 { lead.clone() } else { " ".repeat(indent) };
+            self.text.push_str(&format!("{lead}{}\n", style.apply_to(line)));
         }
     }
 }

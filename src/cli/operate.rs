@@ -43,28 +43,27 @@ impl Operate {
     }
 
     pub(super) async fn pause(&self) -> anyhow::Result<ExitCode> {
-        let (answer, before) = self.switch("pause").await?;
-        let text = match before {
+        let text = |before| match before {
             Some(before) => format!("the queue is already paused, {before}\n"),
             None => "the queue is paused\n".to_owned(),
         };
-        self.print(&answer, &text)
+        self.switch("pause", text).await
     }
 
     pub(super) async fn resume(&self) -> anyhow::Result<ExitCode> {
-        let (answer, before) = self.switch("resume").await?;
-        let text = match before {
+        let text = |before| match before {
             Some(before) => format!("the queue is resumed; it was paused {before}\n"),
             None => "the queue was not paused\n".to_owned(),
         };
-        self.print(&answer, &text)
+        self.switch("resume", text).await
     }
 
-    /// The service's answer, and who had paused the queue, which the answer does not say.
-    async fn switch(&self, action: &str) -> anyhow::Result<(Value, Option<String>)> {
+    /// `text` gets who had paused the queue, which the service's answer does not say.
+    async fn switch(&self, action: &str, text: fn(Option<String>) -> String) -> anyhow::Result<ExitCode> {
         let client = self.connection.client()?;
         let before = pause(&client.get(STATS).await?);
-        Ok((client.post(&format!("/api/v1/admin/queue/{action}")).await?, before))
+        let answer = client.post(&format!("/api/v1/admin/queue/{action}")).await?;
+        self.print(&answer, &text(before))
     }
 
     fn print(&self, answer: &Value, text: &str) -> anyhow::Result<ExitCode> {
@@ -76,14 +75,12 @@ impl Operate {
     }
 }
 
-/// Who paused the queue and when, if it is paused.
 fn pause(stats: &Value) -> Option<String> {
     let pause = &stats["paused"];
     let since = pause["at"].as_str().map(|at| format!(" since {}", clean(at))).unwrap_or_default();
     pause.is_object().then(|| format!("by {}{since}", clean(pause["by"].as_str().unwrap_or("an operator"))))
 }
 
-/// The state of a service, one line for each fact.
 fn describe(stats: &Value, colours: bool) -> String {
     let warning = console::Style::new().force_styling(colours).yellow();
     let warn = |text: String| warning.apply_to(text).to_string();
@@ -127,7 +124,6 @@ fn describe(stats: &Value, colours: bool) -> String {
     facts(&lines, 12, colours)
 }
 
-/// Tokens and cost of a day.
 fn spent(sums: &Value) -> String {
     let kinds = ["input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"];
     let cost = |sums: &Value| {
@@ -146,7 +142,6 @@ fn spent(sums: &Value) -> String {
     text
 }
 
-/// The used part of a budget.
 fn used(budget: &Value) -> String {
     let tokens = &budget["tokens"];
     let tokens = (!tokens.is_null()).then(|| format!("{} of {} tokens used", tokens["spent"], tokens["limit"]));

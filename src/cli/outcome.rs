@@ -55,12 +55,10 @@ pub(super) fn show(job: &Value, form: Form) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The id of a job of the service.
 pub(super) fn id(job: &Value) -> anyhow::Result<&str> {
     job["id"].as_str().context("the service's answer has no job id")
 }
 
-/// The source of a memo from another job.
 fn origin(job: &Value) -> Option<String> {
     let text = |value: &Value| value.as_str().map(clean);
     if let Some(other) = text(&job["shared_with"]) {

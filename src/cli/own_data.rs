@@ -7,18 +7,11 @@ use anyhow::Context;
 
 use crate::{app, config::Settings};
 
-/// The numeric ids of a user and a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Owner {
-    user: u32,
-    group: u32,
-}
-
 #[derive(clap::Args, Debug)]
 pub(super) struct OwnData {
     /// The new owner as numeric USER:GROUP, for example 10001:10001
     #[arg(long, value_parser = owner)]
-    owner: Owner,
+    owner: (u32, u32),
 
     /// Check the settings first, as `ceoagent serve` does, and change nothing if they can't be used
     #[arg(long)]
@@ -28,10 +21,10 @@ pub(super) struct OwnData {
     settings: Settings,
 }
 
-fn owner(text: &str) -> Result<Owner, String> {
-    let numbers = text.split_once(':').and_then(|(user, group)| Some((user.parse().ok()?, group.parse().ok()?)));
-    let (user, group) = numbers.ok_or("must be two numbers, for example 10001:10001")?;
-    Ok(Owner { user, group })
+/// The ids of a user and a group.
+fn owner(text: &str) -> Result<(u32, u32), &'static str> {
+    let ids = text.split_once(':').and_then(|(user, group)| Some((user.parse().ok()?, group.parse().ok()?)));
+    ids.ok_or("must be two numbers, for example 10001:10001")
 }
 
 impl OwnData {
@@ -47,11 +40,11 @@ impl OwnData {
 }
 
 /// Changes links themselves and does not follow them, because they can point outside of the data folder.
-fn give(path: &Path, owner: Owner) -> io::Result<()> {
-    lchown(path, Some(owner.user), Some(owner.group))?;
+fn give(path: &Path, (user, group): (u32, u32)) -> io::Result<()> {
+    lchown(path, Some(user), Some(group))?;
     if fs::symlink_metadata(path)?.is_dir() {
         for entry in fs::read_dir(path)? {
-            give(&entry?.path(), owner)?;
+            give(&entry?.path(), (user, group))?;
         }
     }
     Ok(())
@@ -65,7 +58,7 @@ mod tests {
 
     #[test]
     fn an_owner_is_two_numbers() {
-        assert_eq!(owner("10001:7"), Ok(Owner { user: 10001, group: 7 }));
+        assert_eq!(owner("10001:7"), Ok((10001, 7)));
         for wrong in ["", "10001", "a:b", "1:2:3", "-1:1"] {
             assert!(owner(wrong).is_err(), "{wrong}");
         }
@@ -78,7 +71,7 @@ mod tests {
         fs::create_dir(&inner).unwrap();
         fs::write(inner.join("db"), "x").unwrap();
         symlink(outside.path(), &link).unwrap();
-        give(folder.path(), Owner { user: 10001, group: 10002 }).unwrap();
+        give(folder.path(), (10001, 10002)).unwrap();
         for path in [folder.path(), &inner, &inner.join("db"), &link] {
             let found = fs::symlink_metadata(path).unwrap();
             assert_eq!((found.uid(), found.gid()), (10001, 10002), "{}", path.display());

@@ -9,11 +9,9 @@ use super::{
     terminal::{self, clean},
 };
 
-/// Steps of the bar, enough to move smoothly.
 const STEPS: u64 = 1_000;
 
-/// The usual time of an answer, if the service has no estimate.
-const USUAL: Duration = Duration::from_secs(20);
+const USUAL_ANSWER_TIME: Duration = Duration::from_secs(20);
 
 /// Waits for the end of a job, also while the service restarts. Returns the ended job.
 pub(super) async fn follow(client: &Client, id: &str) -> anyhow::Result<Value> {
@@ -75,7 +73,6 @@ fn stage(job: &Value) -> String {
     }
 }
 
-/// A duration for people.
 pub(super) fn readable(seconds: u64) -> String {
     match seconds {
         0..100 => format!("{seconds} s"),
@@ -87,7 +84,7 @@ pub(super) fn readable(seconds: u64) -> String {
 
 /// The position of the bar: by the estimate, or slower and slower without one. Never full before the end.
 fn filled(elapsed: Duration, left: Option<Duration>) -> u64 {
-    let left = left.unwrap_or(USUAL / 2).max(Duration::from_secs(1));
+    let left = left.unwrap_or(USUAL_ANSWER_TIME / 2).max(Duration::from_secs(1));
     let part = elapsed.as_millis() * u128::from(STEPS) / (elapsed + left).as_millis();
     u64::try_from(part).unwrap_or(STEPS).min(STEPS - 1)
 }

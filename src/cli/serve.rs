@@ -79,7 +79,6 @@ pub(super) async fn stop(app: App, mut signals: Signals) -> ExitCode {
     }
 }
 
-/// The signals that ask a service to stop.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,

@@ -52,7 +52,6 @@ pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(writeln!(io::stdout(), "{}", json(value)?)?)
 }
 
-/// A listing without borders.
 pub(super) fn listing(header: impl Into<comfy_table::Row>) -> Table {
     let mut table = Table::new();
     table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
@@ -76,22 +75,18 @@ pub(super) fn bar(steps: u64, after: &str) -> anyhow::Result<ProgressBar> {
     Ok(bar)
 }
 
-/// A field as text; empty if it is missing.
 pub(super) fn text(object: &Value, field: &str) -> String {
     clean(object[field].as_str().unwrap_or_default())
 }
 
-/// A field as a number; 0 if it is missing.
 pub(super) fn count(object: &Value, field: &str) -> u64 {
     object[field].as_u64().unwrap_or_default()
 }
 
-/// The items of a field; none if it is missing.
 pub(super) fn items<'a>(object: &'a Value, field: &str) -> &'a [Value] {
     object[field].as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Facts as lines, each with its dimmed name.
 pub(super) fn facts(lines: &[(&str, String)], width: usize, colours: bool) -> String {
     let dim = console::Style::new().force_styling(colours).dim();
     lines.iter().map(|(name, value)| format!("{} {value}\n", dim.apply_to(format!("{name:<width$}")))).collect()
@@ -102,7 +97,6 @@ pub(super) fn dollars(amount: f64) -> String {
     format!("{amount:.4} US dollars")
 }
 
-/// `object` without empty fields.
 pub(super) fn given(mut object: Value) -> Value {
     let is_given = |value: &Value| match value {
         Value::Null => false,

@@ -14,14 +14,8 @@ use super::{
     terminal::{clean, given, items, listing, text},
 };
 
-#[derive(clap::Args, Debug)]
-pub(super) struct Webhooks {
-    #[command(subcommand)]
-    action: Action,
-}
-
 #[derive(clap::Subcommand, Debug)]
-enum Action {
+pub(super) enum Webhooks {
     /// Print the secret that signs webhooks
     #[command(
         after_help = "Each caller has a secret of its own. Without --caller it is the secret for the jobs that you submit
@@ -83,7 +77,7 @@ Exit codes: 0 success; 1 other error; 4 the service refused the request.")]
 }
 
 #[derive(clap::Args, Debug)]
-struct Whose {
+pub(super) struct Whose {
     /// The secret of this caller; needs the admin token
     #[arg(long, value_name = "NAME")]
     caller: Option<String>,
@@ -94,13 +88,13 @@ struct Whose {
 
 impl Webhooks {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
-        match self.action {
-            Action::Secret(whose) => whose.run(Method::GET, "secret", &Value::Null).await,
-            Action::Rotate { overlap_hours, whose } => {
+        match self {
+            Webhooks::Secret(whose) => whose.run(Method::GET, "secret", &Value::Null).await,
+            Webhooks::Rotate { overlap_hours, whose } => {
                 whose.run(Method::POST, "secret/rotate", &given(json!({ "overlap_hours": overlap_hours }))).await
             }
-            Action::Test { receiver, call } => test(&receiver, &call).await,
-            Action::Failing { caller, json, connection } => {
+            Webhooks::Test { receiver, call } => test(&receiver, &call).await,
+            Webhooks::Failing { caller, json, connection } => {
                 let list = JobList {
                     all: "/api/v1/admin/webhooks/failing",
                     own: caller.is_none().then_some("/api/v1/webhooks/failing"),
@@ -113,7 +107,7 @@ impl Webhooks {
                 };
                 list.print(&connection.client()?).await
             }
-            Action::Resend { id, call } => {
+            Webhooks::Resend { id, call } => {
                 let path = format!("{}/resend-webhook", job_path(&id));
                 let print = |job: &Value| {
                     let (message, url) = (text(&job["delivery"], "id"), text(job, "callback_url"));
@@ -127,7 +121,6 @@ impl Webhooks {
 }
 
 impl Whose {
-    /// Prints the secret that the request gives.
     async fn run(&self, method: Method, path: &str, body: &Value) -> anyhow::Result<ExitCode> {
         let of = if self.caller.is_some() { "admin/webhooks" } else { "webhooks" };
         let print = |answer: &Value| {

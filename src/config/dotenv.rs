@@ -41,7 +41,7 @@ pub fn load(settings: &[Variable]) -> Result<Dotenv, ConfigError> {
     let misspelt = entries.iter().filter_map(|(name, _)| misspelt(name, settings)).collect();
     let missing: Vec<(String, String)> = entries.into_iter().filter(|(name, _)| is_unset(name)).collect();
     let lines = assignments(&missing);
-    // dotenvy overrides either all variables or none, so it gets only the missing ones.
+    // dotenvy can't leave variables that are set, so it gets only the missing ones.
     dotenvy::from_read_override(lines.as_bytes()).map_err(|error| explain(path, &lines, error))?;
     Ok(Dotenv { loaded: missing.into_iter().map(|(name, _)| name).collect(), misspelt })
 }

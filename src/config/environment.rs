@@ -47,7 +47,7 @@ pub fn tidy(settings: &[Variable]) -> Result<(), EnvironmentError> {
     let standard = proxy::NAMES.into_iter().chain(["NO_PROXY", "no_proxy"]).map(|name| (name, false));
     let all = settings.chain([(AUTH_TOKEN, true), (CUSTOM_HEADERS, true)]).chain(standard);
     let changed = changes(all, |name| env::var(name).ok().filter(|value| !value.is_empty()))?;
-    // Setting a variable is unsafe while there are threads; dotenvy does it for a process that has none.
+    // Setting a variable is unsafe while there are threads. dotenvy hides that.
     dotenvy::from_read_override(assignments(&changed).as_bytes()).map_err(EnvironmentError::Unusable)
 }
 

@@ -20,7 +20,6 @@ const MAX_ANSWER_BYTES: usize = 256 << 20;
 const ORIGIN_HEADERS: [HeaderName; 2] =
     [HeaderName::from_static("x-forwarded-for"), HeaderName::from_static("forwarded")];
 
-/// The API, called in a reader's name.
 #[derive(Clone)]
 pub(super) struct Api {
     routes: Router,
@@ -31,19 +30,16 @@ pub(super) struct Api {
 
 pub(super) struct Answer {
     pub(super) status: StatusCode,
-    /// Null if the answer has no JSON.
     pub(super) body: Value,
 }
 
 impl Answer {
-    /// The body of a success, else the answer as the error.
     pub(super) fn ok(self) -> Result<Value, Answer> {
         if self.status.is_success() { Ok(self.body) } else { Err(self) }
     }
 }
 
 impl Api {
-    /// Calls the API for the client that sent the request `parts`.
     pub(super) fn new(routes: Router, parts: &Parts, credential: Option<SecretString>) -> Api {
         let origin =
             ORIGIN_HEADERS.into_iter().filter_map(|name| Some((name.clone(), parts.headers.get(name)?.clone())));

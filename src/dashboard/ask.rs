@@ -17,7 +17,6 @@ use crate::digest::sha256;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// The filled form.
 #[derive(Default, Deserialize, Serialize)]
 #[serde(default)]
 pub(super) struct Question {
@@ -25,7 +24,6 @@ pub(super) struct Question {
     page: String,
     query: String,
     context: String,
-    /// One a line.
     options: String,
     priority: String,
     depth: String,
@@ -39,7 +37,6 @@ pub(super) async fn form(visit: Visit, question: Query<Question>) -> Response {
     visit.form(StatusCode::OK, &question, None, None)
 }
 
-/// `POST /`
 pub(super) async fn submit(mut visit: Visit, headers: HeaderMap, Form(question): Form<Question>) -> Response {
     let mut cookie = None;
     if visit.session.is_none() && !question.key.is_empty() {
@@ -67,7 +64,6 @@ pub(super) async fn submit(mut visit: Visit, headers: HeaderMap, Form(question):
 }
 
 impl Question {
-    /// The body for the API, without empty fields.
     fn body(&self) -> Value {
         let text = |text: &str| text.trim().replace("\r\n", "\n");
         let options: Vec<&str> = self.options.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -91,7 +87,6 @@ impl Question {
 }
 
 impl Visit {
-    /// The form with the filled question, and what the API or its check of the key found wrong.
     fn form(
         &self,
         status: StatusCode,

@@ -11,7 +11,6 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
 use crate::digest::sha256;
 
-/// Name, content type and content.
 const ASSETS: [(&str, &str, &str); 4] = [
     ("app.css", "text/css; charset=utf-8", include_str!("assets/app.css")),
     ("app.js", "text/javascript; charset=utf-8", include_str!("assets/app.js")),
@@ -25,7 +24,6 @@ pub(super) static VERSION: LazyLock<String> = LazyLock::new(|| {
     BASE64_URL_SAFE_NO_PAD.encode(sha256(&contents)).chars().take(10).collect()
 });
 
-/// `GET /assets/{name}`
 pub(super) async fn get(Path(name): Path<String>) -> Response {
     match ASSETS.iter().find(|(known, _, _)| *known == name) {
         Some((_, kind, content)) => {

@@ -6,14 +6,12 @@ use uuid::Uuid;
 
 use super::filter::{Pairs, from_json};
 
-/// What an action was about.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Target {
     Job(Uuid),
     /// The jobs that match these conditions, or the settings with these values.
     Pairs(Pairs),
-    /// A name.
     Text(String),
 }
 

@@ -7,7 +7,6 @@ const SESSION: &str = "ceoagent_session";
 /// The name of the session's cookie by TLS: no other host, such as a subdomain, can set it.
 const SESSION_BY_TLS: &str = "__Host-ceoagent_session";
 
-/// A cookie of the request.
 pub(super) fn get<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers
         .get_all(header::COOKIE)
@@ -17,7 +16,6 @@ pub(super) fn get<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
         .find_map(|pair| pair.trim().strip_prefix(name)?.strip_prefix('='))
 }
 
-/// The name of the browser's session.
 pub(super) fn session(headers: &HeaderMap) -> Option<&str> {
     get(headers, if is_by_tls(headers) { SESSION_BY_TLS } else { SESSION })
 }

@@ -5,10 +5,9 @@ use minijinja::{Value, context};
 
 use super::{api::request, pages::Visit};
 
-/// Largest document; it has about 200 KB.
+/// It has about 200 KB.
 const MAX_DOCUMENT_BYTES: usize = 4 << 20;
 
-/// `GET /docs`
 pub(super) async fn show(visit: Visit) -> Response {
     let answer = visit.api.send(request(Method::GET, "/openapi.json", None)).await;
     let document = to_bytes(answer.into_body(), MAX_DOCUMENT_BYTES).await.unwrap_or_default();

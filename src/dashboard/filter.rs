@@ -5,16 +5,13 @@ use serde_json::{Map, Value, json};
 
 use crate::clock::Timestamp;
 
-/// The pairs of an address or a form.
 pub(super) type Pairs = Vec<(String, String)>;
 
-/// Conditions with one value.
 const SINGLE: [&str; 5] = ["text", "model", "caller", "created_from", "created_before"];
 
 /// Conditions with several values. A job has one of them.
 const LISTS: [&str; 4] = ["status", "priority", "code", "ids"];
 
-/// Labels. A job has all of them.
 const LABELS: &str = "metadata";
 
 /// A condition of the filter, and the address of the page without it.
@@ -59,7 +56,6 @@ fn is_condition(name: &str) -> bool {
     SINGLE.contains(&name) || LISTS.contains(&name) || name == LABELS
 }
 
-/// The pairs that are conditions.
 pub(super) fn conditions(pairs: &Pairs) -> Pairs {
     pairs.iter().filter(|(name, _)| is_condition(name)).cloned().collect()
 }
@@ -74,7 +70,6 @@ pub(super) fn chips(pairs: &Pairs) -> Vec<Chip> {
     pairs.iter().filter(|(name, _)| is_condition(name)).map(chip).collect()
 }
 
-/// The conditions as a body for the API.
 pub(super) fn json(pairs: &Pairs) -> Value {
     let mut filter = Map::new();
     for (name, value) in pairs {

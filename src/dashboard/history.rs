@@ -25,12 +25,10 @@ const RANGES: [Range; 4] = [
     Range { name: "quarter", resolution: "day", bars: 90 },
 ];
 
-/// The range of this name, else the shortest.
 pub(super) fn range(name: &str) -> Range {
     RANGES.into_iter().find(|range| range.name == name).unwrap_or(RANGES[0])
 }
 
-/// What is drawn of a period.
 #[derive(Deserialize)]
 struct Period {
     at: Timestamp,
@@ -75,7 +73,6 @@ const CHARTS: [(&str, bool, &[Layer]); 4] = [
 pub(super) struct Charts {
     range: &'static str,
     bars: u32,
-    /// When the first bar begins, and the last.
     from: Timestamp,
     to: Timestamp,
     charts: Vec<Chart>,
@@ -87,7 +84,6 @@ pub(super) struct Charts {
 struct Chart {
     name: &'static str,
     is_time: bool,
-    /// The value of a bar of full height.
     most: f64,
     series: Vec<Series>,
 }

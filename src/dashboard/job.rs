@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{
     api::{Answer, request},
     memo::Figures,
-    pages::{Instead, Mark, Page, Visit},
+    pages::{Mark, Page, Visit},
     templates::memo_labels,
 };
 use crate::{
@@ -25,7 +25,6 @@ use crate::{
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// `GET /jobs/{id}`
 pub(super) async fn show(visit: Visit, Path(id): Path<String>) -> Page {
     let job = visit.job(&id).await?;
     if job["status"] != "succeeded" {
@@ -54,13 +53,11 @@ pub(super) async fn events(visit: Visit, Path(id): Path<Uuid>, headers: HeaderMa
     visit.api.send(request).await
 }
 
-/// `GET /jobs/{id}/job.json`: the API's job, indented.
 pub(super) async fn json(visit: Visit, Path(id): Path<String>) -> Page {
     let job = visit.job(&id).await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], format!("{job:#}\n")).into_response())
 }
 
-/// `GET /jobs/{id}/memo.md`
 pub(super) async fn memo_markdown(visit: Visit, Path(id): Path<String>) -> Page {
     let job = visit.job(&id).await?;
     let memo = read_memo(&job).ok_or_else(|| visit.unknown_job())?;
@@ -77,7 +74,6 @@ pub(super) async fn change(visit: Visit, Path(id): Path<Uuid>, form: Form<Mark>,
     Ok(Redirect::to(&format!("/jobs/{id}")).into_response())
 }
 
-/// `POST /jobs/{id}/delete`
 pub(super) async fn delete(visit: Visit, Path(id): Path<Uuid>, form: Form<Mark>) -> Page {
     visit.check_job_mark(&form.mark)?;
     let answer = visit.api.delete(&format!("/api/v1/jobs/{id}")).await;
@@ -94,17 +90,17 @@ fn is_conflict(answer: &Answer) -> bool {
 }
 
 impl Visit {
-    async fn job(&self, id: &str) -> Result<Value, Instead> {
+    async fn job(&self, id: &str) -> Result<Value, Response> {
         let id = Uuid::from_str(id).map_err(|_| self.unknown_job())?;
         self.done(self.api.get(&format!("/api/v1/jobs/{id}")).await)
     }
 
-    fn unknown_job(&self) -> Instead {
-        self.message(StatusCode::NOT_FOUND, "unknown_title", "unknown_do").into()
+    fn unknown_job(&self) -> Response {
+        self.message(StatusCode::NOT_FOUND, "unknown_title", "unknown_do")
     }
 
     /// Without a session there is no name to act in, and `guard` has refused other sites.
-    fn check_job_mark(&self, mark: &str) -> Result<(), Instead> {
+    fn check_job_mark(&self, mark: &str) -> Result<(), Response> {
         if self.session.is_some() { self.check_mark(mark) } else { Ok(()) }
     }
 }

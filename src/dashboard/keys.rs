@@ -21,12 +21,10 @@ pub(super) struct KeyForm {
     scope: String,
 }
 
-/// `GET /admin/keys`
 pub(super) async fn show(visit: Visit) -> Page {
     visit.keys(StatusCode::OK, &Value::Null, &Value::Null).await
 }
 
-/// `POST /admin/keys`
 pub(super) async fn create(visit: Visit, Form(form): Form<KeyForm>) -> Page {
     visit.check_mark(&form.mark)?;
     let body = json!({ "name": form.name.trim(), "scope": form.scope });
@@ -38,7 +36,6 @@ pub(super) async fn create(visit: Visit, Form(form): Form<KeyForm>) -> Page {
     }
 }
 
-/// `POST /admin/keys/revoke`
 pub(super) async fn revoke(visit: Visit, Form(form): Form<KeyForm>) -> Page {
     visit.check_mark(&form.mark)?;
     let name: String = form_urlencoded::byte_serialize(form.name.as_bytes()).collect();

@@ -23,7 +23,6 @@ pub(super) struct SignedIn {
     pub(super) is_admin: bool,
 }
 
-/// The address to go to after signing in.
 #[derive(Deserialize)]
 pub(super) struct Next {
     #[serde(default)]
@@ -37,12 +36,10 @@ pub(super) struct Credentials {
     next: String,
 }
 
-/// `GET /admin/login`
 pub(super) async fn form(visit: Visit, Query(Next { next }): Query<Next>) -> Response {
     visit.page("login.html", context! { next })
 }
 
-/// `POST /admin/login`
 pub(super) async fn sign_in(
     mut visit: Visit,
     headers: HeaderMap,
@@ -71,7 +68,6 @@ pub(super) fn wrong_key(answer: &Answer) -> Option<&'static str> {
     }
 }
 
-/// `POST /admin/logout`
 pub(super) async fn sign_out(visit: Visit, headers: HeaderMap, Form(Mark { mark }): Form<Mark>) -> Page {
     visit.check_mark(&mark)?;
     if let Some(name) = cookies::session(&headers) {

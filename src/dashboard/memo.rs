@@ -12,7 +12,6 @@ use crate::analysis::{
 /// The highest score, and so the highest total.
 const MAX_SCORE: f64 = 5.0;
 
-/// Colours of the criteria, in turns.
 const COLOURS: usize = 6;
 
 /// Likelihoods and impacts of the matrix, from its upper left corner.
@@ -45,7 +44,6 @@ struct MatrixRow {
 
 #[derive(Serialize)]
 struct MatrixCell {
-    /// 1 to 9.
     severity: u8,
     /// Places of its risks in the document, from 1.
     risks: Vec<usize>,
@@ -81,7 +79,6 @@ fn bars(table: &ScoreTable) -> impl Iterator<Item = Vec<Bar>> {
     })
 }
 
-/// A weight or score as the totals count it.
 fn scale(value: u8) -> f64 {
     f64::from(value.clamp(1, 5))
 }

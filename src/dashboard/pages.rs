@@ -34,10 +34,8 @@ pub(super) struct Pages {
     pub(super) shown: Shown,
 }
 
-/// What the pages show of the service.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown {
-    /// Longest question, in characters.
     pub max_query_length: usize,
     pub is_simulated: bool,
     /// Questions need no key.
@@ -46,25 +44,9 @@ pub struct Shown {
     pub is_exposed: bool,
 }
 
-/// The answer of a handler that stops at the first [`Instead`].
-pub(super) type Page = Result<Response, Instead>;
+/// The answer of a handler. It stops at the first answer in place of the requested page.
+pub(super) type Page = Result<Response, Response>;
 
-/// An answer in place of the requested page.
-pub(super) struct Instead(Box<Response>);
-
-impl From<Response> for Instead {
-    fn from(response: Response) -> Instead {
-        Instead(Box::new(response))
-    }
-}
-
-impl IntoResponse for Instead {
-    fn into_response(self) -> Response {
-        *self.0
-    }
-}
-
-/// A form of one button.
 #[derive(Deserialize)]
 pub(super) struct Mark {
     #[serde(default)]
@@ -78,7 +60,6 @@ pub(super) struct Visit {
     pub(super) session: Option<SessionView>,
     lang: Lang,
     theme: &'static str,
-    /// Path and query of this page.
     here: String,
 }
 
@@ -118,7 +99,6 @@ impl Visit {
         }
     }
 
-    /// What every template gets besides what its page shows.
     fn frame(&self, shown: minijinja::Value) -> minijinja::Value {
         let labels = shown.get_attr("m").ok().filter(|labels| !labels.is_undefined());
         let lang = self.lang;
@@ -147,7 +127,6 @@ impl Visit {
         self.render(status, "message.html", context! { title, text })
     }
 
-    /// The page of an answer that is an error.
     pub(super) fn problem(&self, answer: &Answer) -> Response {
         match answer.status {
             StatusCode::UNAUTHORIZED if self.session.is_none() => self.sign_in_first(),
@@ -165,27 +144,26 @@ impl Visit {
     }
 
     /// The API's answer at `path`, for a page that needs a session.
-    pub(super) async fn read(&self, path: &str) -> Result<Value, Instead> {
+    pub(super) async fn read(&self, path: &str) -> Result<Value, Response> {
         if self.session.is_none() {
-            return Err(self.sign_in_first().into());
+            return Err(self.sign_in_first());
         }
         match self.api.get(path).await {
-            answer if answer.status == StatusCode::UNAUTHORIZED => Err(self.sign_in_first().into()),
+            answer if answer.status == StatusCode::UNAUTHORIZED => Err(self.sign_in_first()),
             answer => self.done(answer),
         }
     }
 
-    /// The body of a success, else the page of the error.
-    pub(super) fn done(&self, answer: Answer) -> Result<Value, Instead> {
-        answer.ok().map_err(|answer| self.problem(&answer).into())
+    pub(super) fn done(&self, answer: Answer) -> Result<Value, Response> {
+        answer.ok().map_err(|answer| self.problem(&answer))
     }
 
     /// Checks that a form was made for this session.
-    pub(super) fn check_mark(&self, mark: &str) -> Result<(), Instead> {
+    pub(super) fn check_mark(&self, mark: &str) -> Result<(), Response> {
         match &self.session {
             Some(session) if session.made(mark) => Ok(()),
-            Some(_) => Err(self.message(StatusCode::FORBIDDEN, "error_title", "error_form_old").into()),
-            None => Err(sign_in("/admin").into()),
+            Some(_) => Err(self.message(StatusCode::FORBIDDEN, "error_title", "error_form_old")),
+            None => Err(sign_in("/admin")),
         }
     }
 

@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
 };
 use minijinja::{context, value::Serde};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value, json as object};
 use strum::VariantNames;
 
@@ -21,10 +21,10 @@ use super::{
 };
 use crate::job::FailureCode;
 
-/// Jobs on a page: two screens.
+/// On a page.
 const JOBS: usize = 30;
 
-/// Entries on a page of the audit log, and of failing webhooks.
+/// On a page of the audit log, and of failing webhooks.
 const ENTRIES: usize = 50;
 
 /// The actions on many jobs, and the statuses of the jobs that each applies to.
@@ -34,16 +34,6 @@ const ACTIONS: [(&str, &[&str]); 3] = [
     ("delete", &["succeeded", "failed", "cancelled"]),
 ];
 
-/// The button of an action on all jobs of the filter.
-#[derive(Serialize)]
-struct Button {
-    action: &'static str,
-    statuses: &'static [&'static str],
-    /// How many jobs; `None` if counting takes too long.
-    count: Option<u64>,
-}
-
-/// `GET /admin`
 pub(super) async fn show(visit: Visit, Query(pairs): Query<Pairs>) -> Response {
     if visit.session.is_none() {
         return visit.sign_in_first();
@@ -100,7 +90,6 @@ pub(super) async fn show(visit: Visit, Query(pairs): Query<Pairs>) -> Response {
     visit.page("queue.html", shown)
 }
 
-/// The values of each parameter.
 fn values(pairs: &Pairs) -> BTreeMap<&str, Vec<&str>> {
     let mut values = BTreeMap::<&str, Vec<&str>>::new();
     for (name, value) in pairs {
@@ -109,12 +98,13 @@ fn values(pairs: &Pairs) -> BTreeMap<&str, Vec<&str>> {
     values
 }
 
-fn buttons(matched: &Value) -> Vec<Button> {
-    let button = |(action, statuses): (&'static str, &'static [&'static str])| {
+/// The buttons of the actions on all jobs of the filter. `count` is missing if counting takes too long.
+fn buttons(matched: &Value) -> Value {
+    let button = |(action, statuses): (&str, &[&str])| {
         let counts: Option<Vec<u64>> = statuses.iter().map(|status| matched[*status].as_u64()).collect();
-        Button { action, statuses, count: counts.map(|counts| counts.iter().sum()) }
+        object!({ "action": action, "statuses": statuses, "count": counts.map(|counts| counts.iter().sum::<u64>()) })
     };
-    ACTIONS.map(button).into()
+    ACTIONS.into_iter().map(button).collect()
 }
 
 /// `POST /admin/actions`: a dry run or, once confirmed, the action, on the selected jobs or, without any, on all of the
@@ -138,7 +128,6 @@ pub(super) async fn act(visit: Visit, Form(form): Form<Pairs>) -> Page {
     Ok(visit.page("bulk.html", shown))
 }
 
-/// `POST /admin/pause` and `/admin/resume`
 pub(super) async fn switch(visit: Visit, form: Form<Mark>, action: &str) -> Page {
     visit.check_mark(&form.mark)?;
     visit.done(visit.api.post(&format!("/api/v1/admin/queue/{action}"), None).await)?;
@@ -160,14 +149,12 @@ pub(super) struct LimitsForm {
     limits: BTreeMap<String, String>,
 }
 
-/// `GET /admin/limits`
 pub(super) async fn limits(visit: Visit, Query(pairs): Query<Pairs>) -> Page {
     let saved = pairs.iter().any(|(name, _)| name == "saved");
     let answer = visit.read("/api/v1/admin/limits").await?;
     Ok(visit.page("limits.html", context! { answer => Serde(answer), saved }))
 }
 
-/// `POST /admin/limits`
 pub(super) async fn set_limits(visit: Visit, Form(LimitsForm { mark, limits }): Form<LimitsForm>) -> Page {
     visit.check_mark(&mark)?;
     // What is not a number is sent too: the API says what is wrong with it.

@@ -8,7 +8,6 @@ use axum::{
 
 use super::{cookies, strings::Lang};
 
-/// A year.
 const PREFERENCE_SECONDS: u32 = 31_536_000;
 
 pub(super) fn language(headers: &HeaderMap) -> Lang {

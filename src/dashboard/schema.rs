@@ -31,14 +31,12 @@ pub(super) fn kind(schema: &Json) -> String {
     }
 }
 
-/// The type other than `null`.
 fn type_of(schema: &Json) -> &str {
     let word = &schema["type"];
     let other = || word.as_array()?.iter().filter_map(Json::as_str).find(|word| *word != "null");
     word.as_str().or_else(other).unwrap_or("anything")
 }
 
-/// The name of the schema that this one refers to.
 fn reference(schema: &Json) -> Option<&str> {
     schema["$ref"].as_str()?.rsplit('/').next()
 }

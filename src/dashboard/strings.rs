@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, sync::LazyLock};
 use minijinja::{Value, value::Serde};
 use strum::{EnumString, IntoStaticStr};
 
-/// A language of the pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "lowercase")]
 pub(super) enum Lang {
@@ -32,7 +31,6 @@ impl Lang {
         if self == Lang::Zh { Lang::En } else { Lang::Zh }
     }
 
-    /// The texts, for templates.
     pub(super) fn texts(self) -> Value {
         TEXTS[self as usize].clone()
     }

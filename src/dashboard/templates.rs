@@ -66,12 +66,10 @@ impl Templates {
     }
 }
 
-/// The fixed words of a memo, as templates see them.
 pub(super) fn memo_labels(labels: Labels) -> Value {
     Value::from(Serde(labels.all()))
 }
 
-/// The first characters of a long text.
 fn start(text: String, length: usize) -> String {
     match text.char_indices().nth(length) {
         Some((end, _)) => format!("{}…", text[..end].trim_end()),
@@ -104,10 +102,9 @@ fn num(number: Option<f64>, places: Option<usize>) -> Value {
 
 fn grouped(number: f64, places: usize) -> String {
     let text = format!("{number:.places$}");
-    let (whole, rest) = text.split_once('.').map_or((text.as_str(), None), |(whole, rest)| (whole, Some(rest)));
-    let (sign, digits) = whole.strip_prefix('-').map_or(("", whole), |digits| ("-", digits));
+    let (whole, fraction) = text.split_at(text.find('.').unwrap_or(text.len()));
+    let (sign, digits) = whole.split_at(whole.len() - whole.trim_start_matches('-').len());
     let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
-    let fraction = rest.map(|rest| format!(".{rest}")).unwrap_or_default();
     format!("{sign}{}{fraction}", groups.join(","))
 }
 
@@ -134,7 +131,6 @@ fn seconds(state: &State<'_, '_>, seconds: Option<f64>) -> Result<String, Error>
     Ok(text.to_string().replace("{n}", &grouped(number, places)))
 }
 
-/// The seconds from one time to another.
 fn between(from: Option<Serde<Timestamp>>, to: Option<Serde<Timestamp>>) -> Option<f64> {
     Some(to?.0.since(from?.0).as_secs_f64())
 }

@@ -1,7 +1,7 @@
 //! How long claims and calls take, and so how many jobs to claim before a call has ended.
 //!
-//! A claim is on disk before its call is made. On a disk that takes long to sync, a worker that claims only once it is free
-//! does nothing meanwhile: at 0.1 s for a claim and 2 s for a call, a twentieth of all calls.
+//! A claim is on disk before its call is made. On a slow disk, a worker that claims only once it is free does nothing
+//! meanwhile: at 0.1 s for a claim and 2 s for a call, a twentieth of all calls.
 
 use std::time::Duration;
 
@@ -13,13 +13,11 @@ const SLOW_CLAIM: Duration = Duration::from_millis(20);
 /// Calls count as no shorter: those of tests and of failures tell nothing of Claude's.
 const SHORTEST_CALL: Duration = Duration::from_secs(1);
 
-/// The weight of the newest time in a running mean.
 const NEWEST_WEIGHT: f64 = 0.1;
 
 /// More than the mean of what is claimed within the time of a claim: calls end in bunches.
 const RESERVE: f64 = 1.5;
 
-/// Shared by all workers.
 #[derive(Debug, Default)]
 pub(super) struct Prefetch(Mutex<Means>);
 

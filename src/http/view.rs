@@ -449,12 +449,7 @@ fn path(id: JobId) -> String {
 }
 
 fn usage(attempts: &[Arc<Attempt>]) -> Option<TokenUsage> {
-    attempts.iter().filter_map(|attempt| attempt.report.usage).reduce(|sum, usage| TokenUsage {
-        input_tokens: sum.input_tokens + usage.input_tokens,
-        output_tokens: sum.output_tokens + usage.output_tokens,
-        cache_creation_input_tokens: sum.cache_creation_input_tokens + usage.cache_creation_input_tokens,
-        cache_read_input_tokens: sum.cache_read_input_tokens + usage.cache_read_input_tokens,
-    })
+    attempts.iter().filter_map(|attempt| attempt.report.usage).reduce(TokenUsage::plus)
 }
 
 /// The cost of all billed attempts; `None` if there are none, or if the price of one is unknown.

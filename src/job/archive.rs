@@ -102,7 +102,7 @@ struct Head {
     format: u32,
 }
 
-/// What a line holds beside the job's life: apart from it, because stored results keep their text as it is.
+/// The rest of a line. Read apart from the job's life, so that results keep their exact text.
 #[derive(Deserialize)]
 struct Bodies {
     request: JobRequest,

@@ -248,7 +248,7 @@ pub enum FailureCode {
     TimeLimit,
 }
 
-/// An estimate from above of what a call cost whose end is not known, made before the call.
+/// The most that a call of unknown outcome may have cost, estimated before the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AtRisk {
     /// Estimated from the length of the prompt.
@@ -343,6 +343,17 @@ pub struct TokenUsage {
 }
 
 impl TokenUsage {
+    #[must_use]
+    pub fn plus(self, other: TokenUsage) -> TokenUsage {
+        TokenUsage {
+            input_tokens: self.input_tokens.saturating_add(other.input_tokens),
+            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
+            cache_creation_input_tokens: (self.cache_creation_input_tokens)
+                .saturating_add(other.cache_creation_input_tokens),
+            cache_read_input_tokens: self.cache_read_input_tokens.saturating_add(other.cache_read_input_tokens),
+        }
+    }
+
     pub fn total_input(&self) -> u64 {
         self.input_tokens.saturating_add(self.cache_creation_input_tokens).saturating_add(self.cache_read_input_tokens)
     }

@@ -25,7 +25,7 @@ impl Owner {
         Owner(NonZeroU64::new(node << 32 | u64::from(incarnation)).unwrap_or(NonZeroU64::MIN))
     }
 
-    /// Whether `other` is an earlier start of this node: then its attempts are nobody's.
+    /// Whether `other` is an earlier start of this node: then nobody makes its attempts any more.
     pub fn follows(self, other: Owner) -> bool {
         self != other && self.0.get() >> 32 == other.0.get() >> 32
     }

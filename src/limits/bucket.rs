@@ -8,7 +8,6 @@ use tokio::time::Instant;
 /// The share of a limit that is used: clocks and networks are not exact, and a refused call costs more than a later one.
 const SHARE: f64 = 0.98;
 
-/// So many units a minute.
 #[derive(Debug)]
 pub(super) struct Bucket {
     /// The operator's.
@@ -17,7 +16,6 @@ pub(super) struct Bucket {
     start: NonZeroU32,
     /// The upstream's limit, and when the call began whose answer named it.
     named: Option<(NonZeroU32, Instant)>,
-    /// As much can be used at once as refills in this time.
     burst: Duration,
     limiter: DefaultDirectRateLimiter,
     clock: DefaultClock,
@@ -31,7 +29,6 @@ impl Bucket {
         Bucket { cap, start, named: None, burst, limiter, clock: DefaultClock::default(), balance: 0 }
     }
 
-    /// Takes `units` at once, or returns how long to wait for them.
     pub(super) fn take(&mut self, units: u32) -> Result<(), Duration> {
         while self.balance < 0 {
             let debt = u32::try_from(-self.balance).unwrap_or(u32::MAX).min(self.capacity());
@@ -49,7 +46,6 @@ impl Bucket {
         Ok(())
     }
 
-    /// Returns what was taken and not used, or owes what was used and not taken.
     pub(super) fn settle(&mut self, taken: u32, used: u32) {
         // Credit is bounded like the bucket: what was unused for long can't be used at once later.
         let most = i64::from(self.capacity());
@@ -86,11 +82,9 @@ impl Bucket {
         capacity(self.per_minute(), self.burst).get()
     }
 
-    /// Takes at most the capacity.
     fn draw(&self, units: u32) -> Result<(), Duration> {
         let Some(cells) = NonZeroU32::new(units) else { return Ok(()) };
         match self.limiter.check_n(cells) {
-            // More cells than the limiter holds are never asked for.
             Ok(Ok(())) | Err(_) => Ok(()),
             Ok(Err(not_until)) => Err(not_until.wait_time_from(self.clock.now())),
         }
@@ -132,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_what_refills_in_its_time_and_then_the_wait_is_told() {
+    fn a_burst_is_what_refills_in_its_time_and_then_a_wait_is_returned() {
         let mut bucket = bucket(60);
         assert_eq!(left(&mut bucket), 1);
         let wait = bucket.take(1).unwrap_err();
@@ -166,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lower_of_the_cap_and_what_the_upstream_tells_counts() {
+    fn the_lower_of_the_cap_and_the_upstreams_limit_counts() {
         let mut bucket = bucket(60 * 100);
         let limit = |per_minute| NonZeroU32::new(per_minute).unwrap();
         let now = Instant::now();

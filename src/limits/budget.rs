@@ -20,42 +20,48 @@ use crate::{
     ledger::{Day, Spending, dollars},
 };
 
-/// A warning is logged from this part of a budget on.
 pub const WARN_PERCENT: u64 = 80;
 
-/// A call that needs so many per cent of the usual is large. If it does not fit, it alone is put off. If a call of about the
-/// usual size does not fit, hardly any other would, so the queue is put off.
+/// A call that needs more per cent of the usual is large: if it does not fit, it alone waits. If a call of about the usual size
+/// does not fit, hardly any other would, so the queue waits.
 const LARGE_PERCENT: u64 = 125;
 
-/// For so long, a call that was put off counts as the next one. Its job may be cancelled, and must not hold up smaller ones
-/// for the rest of the day.
+/// For so long, the queue waits for the call that did not fit. Its job may be cancelled meanwhile.
 const PUT_OFF_FOR: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Need {
-    /// Tokens of all kinds.
     pub tokens: u64,
-    /// Nano-dollars; none if the model has no price.
-    pub nanodollars: Option<u64>,
+    /// 0 for a model without a price.
+    pub nanodollars: u64,
 }
 
 impl From<AtRisk> for Need {
     fn from(most: AtRisk) -> Need {
-        Need { tokens: most.input_tokens.saturating_add(most.output_tokens), nanodollars: most.nanodollars }
+        let tokens = most.input_tokens.saturating_add(most.output_tokens);
+        Need { tokens, nanodollars: most.nanodollars.unwrap_or(0) }
     }
 }
 
 impl Need {
     fn is_large_beside(self, usual: Need) -> bool {
         let is_large = |need: u64, usual: u64| need.saturating_mul(100) > usual.saturating_mul(LARGE_PERCENT);
-        is_large(self.tokens, usual.tokens) || is_large(self.nanodollars.unwrap_or(0), usual.nanodollars.unwrap_or(0))
+        is_large(self.tokens, usual.tokens) || is_large(self.nanodollars, usual.nanodollars)
+    }
+
+    fn add(&mut self, other: Need) {
+        self.tokens = self.tokens.saturating_add(other.tokens);
+        self.nanodollars = self.nanodollars.saturating_add(other.nanodollars);
+    }
+
+    fn subtract(&mut self, other: Need) {
+        self.tokens = self.tokens.saturating_sub(other.tokens);
+        self.nanodollars = self.nanodollars.saturating_sub(other.nanodollars);
     }
 }
 
-/// Whether the daily budget has room for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// It is reserved.
     Yes,
     /// The next permit will be for a call of this size.
     NotNow,
@@ -67,7 +73,6 @@ pub enum Room {
 
 pub struct Budget {
     daily: DailyBudget,
-    /// What a call needs at most, as long as nothing is known of it.
     usual: Need,
     clock: Clock,
     spending: Spending,
@@ -76,32 +81,23 @@ pub struct Budget {
 
 #[derive(Default)]
 struct State {
-    reserved: Amount,
+    reserved: Need,
     /// What the next call needs, where one had to be put off for it, and when that was.
     next: Option<(Need, Instant)>,
     warned_on: Option<Day>,
     held_on: Option<Day>,
 }
 
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-struct Amount {
-    tokens: u64,
-    nanodollars: u64,
-}
-
-/// Part of the budget, reserved for a call until it is dropped.
 pub(super) struct Reservation {
     budget: Arc<Budget>,
-    amount: Amount,
+    amount: Need,
 }
 
-/// One bound of the budget, today.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
     pub limit: u64,
     /// What was spent, and what may have been.
     pub spent: u64,
-    /// What calls under way may still need.
     pub reserved: u64,
 }
 
@@ -116,12 +112,10 @@ pub struct Status {
 }
 
 impl Line {
-    /// The part that is used up, 1 for all.
     pub fn used(&self) -> f64 {
         self.spent as f64 / self.limit as f64
     }
 
-    /// What is left for calls to come.
     pub fn left(&self) -> u64 {
         self.limit.saturating_sub(self.spent).saturating_sub(self.reserved)
     }
@@ -148,7 +142,7 @@ impl Status {
 
     fn fits(&self, need: Need, beside_reserved: bool) -> bool {
         self.tokens.is_none_or(|line| line.fits(need.tokens, beside_reserved))
-            && self.nanodollars.is_none_or(|line| line.fits(need.nanodollars.unwrap_or(0), beside_reserved))
+            && self.nanodollars.is_none_or(|line| line.fits(need.nanodollars, beside_reserved))
     }
 }
 
@@ -192,9 +186,8 @@ impl Budget {
         let status = self.status_with(&state);
         let need = self.next(&state);
         if status.fits(need, true) {
-            let amount = Amount::of(need);
-            state.reserved.add(amount);
-            return Some(Reservation { budget: Arc::clone(self), amount });
+            state.reserved.add(need);
+            return Some(Reservation { budget: Arc::clone(self), amount: need });
         }
         if status.is_reached {
             let today = Some(Day::of(self.clock.now()));
@@ -229,19 +222,19 @@ impl Budget {
 }
 
 impl Reservation {
-    /// Changes it to the need of the call. If that does not fit, a large call is put off alone. Otherwise the queue is put off,
-    /// and the next reservation will be of this need.
-    pub(super) fn adjust(&mut self, need: Need) -> Room {
-        if need.nanodollars.is_none() && self.budget.daily.cost.is_some() {
+    /// Changes it to the need of the call, if that fits.
+    pub(super) fn adjust(&mut self, most: AtRisk) -> Room {
+        if most.nanodollars.is_none() && self.budget.daily.cost.is_some() {
             return Room::NoPrice;
         }
+        let need = Need::from(most);
         let mut state = self.budget.state.lock();
         state.reserved.subtract(self.amount);
-        self.amount = Amount::default();
+        self.amount = Need::default();
         if self.budget.status_with(&state).fits(need, true) {
             state.next = None;
-            self.amount = Amount::of(need);
-            state.reserved.add(self.amount);
+            self.amount = need;
+            state.reserved.add(need);
             return Room::Yes;
         }
         if need.is_large_beside(self.budget.usual) {
@@ -263,22 +256,6 @@ impl Drop for Reservation {
 impl fmt::Debug for Reservation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reservation").field("tokens", &self.amount.tokens).finish_non_exhaustive()
-    }
-}
-
-impl Amount {
-    fn of(need: Need) -> Amount {
-        Amount { tokens: need.tokens, nanodollars: need.nanodollars.unwrap_or(0) }
-    }
-
-    fn add(&mut self, other: Amount) {
-        self.tokens = self.tokens.saturating_add(other.tokens);
-        self.nanodollars = self.nanodollars.saturating_add(other.nanodollars);
-    }
-
-    fn subtract(&mut self, other: Amount) {
-        self.tokens = self.tokens.saturating_sub(other.tokens);
-        self.nanodollars = self.nanodollars.saturating_sub(other.nanodollars);
     }
 }
 
@@ -309,12 +286,12 @@ mod tests {
         Desk { budget, clock, spending }
     }
 
-    fn tokens(tokens: u64) -> Need {
-        Need { tokens, nanodollars: None }
+    fn tokens(tokens: u64) -> AtRisk {
+        AtRisk { input_tokens: tokens, output_tokens: 0, nanodollars: None }
     }
 
     fn of_tokens(limit: u64, usual: u64) -> Desk {
-        desk(DailyBudget { tokens: Some(limit), cost: None }, tokens(usual))
+        desk(DailyBudget { tokens: Some(limit), cost: None }, tokens(usual).into())
     }
 
     fn spend(desk: &Desk, tokens: u64) {
@@ -353,7 +330,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_that_was_put_off_and_never_comes_again_holds_others_for_a_minute_only() {
+    async fn a_call_that_was_put_off_and_never_comes_again_blocks_others_for_a_minute_only() {
         let desk = of_tokens(100, 10);
         spend(&desk, 89);
         assert_eq!(desk.budget.reserve().unwrap().adjust(tokens(12)), Room::NotNow);
@@ -392,7 +369,7 @@ mod tests {
     #[test]
     fn money_and_what_is_at_risk_count_too() {
         let daily = DailyBudget { tokens: Some(1_000_000), cost: Some(Nanodollars(100)) };
-        let usual = Need { tokens: 1, nanodollars: Some(10) };
+        let usual = Need { tokens: 1, nanodollars: 10 };
         let desk = desk(daily, usual);
         assert_eq!(desk.budget.reserve().unwrap().adjust(tokens(1)), Room::NoPrice);
         let at_risk = Risk { nanodollars: 45, ..Risk::default() };

@@ -8,13 +8,10 @@
 //!    └──block, too few──▶ only that job is set aside    └──a probe fails──▶ closed, next probe later
 //! ```
 //!
-//! - While it is closed, one call at a time probes. The probe takes another job than the one that closed the gate, because
-//!   that job is released until after the probe.
+//! - While it is closed, one call at a time probes, with another job than the one that closed it.
 //! - If only one question met the failure, the first probe follows after [`FIRST_PROBE`]; else after [`BLOCK_PAUSE`], or at the end of
 //!   the rate limit. A question that a probe disproved closes the gate again only together with another.
 //! - A failure that may be the fault of one question (a firewall's page, an unknown 400) needs two or three questions.
-//!
-//! Pure: the time is passed in.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -27,7 +24,6 @@ use crate::job::{FailureCode, disposition::SharedFailure};
 /// Pause between probes if several questions met the failure and only a person can end it.
 pub(super) const BLOCK_PAUSE: Duration = Duration::from_secs(30);
 
-/// Pause before the first probe if only one question met the failure.
 const FIRST_PROBE: Duration = Duration::from_secs(1);
 
 /// The random part of a closing, so that callers of one account do not all come back at once.
@@ -36,7 +32,6 @@ const JITTER: f64 = 0.1;
 /// Most failures since the last answer that are remembered: more than any failure needs.
 const MAX_MET: usize = 64;
 
-/// Most questions that are remembered as proved wrong, the newest.
 const MAX_DISPROVED: usize = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +39,6 @@ pub enum Ruling {
     Closed {
         /// It was open, or closed for another reason.
         is_news: bool,
-        /// When the next call is made, by another question.
         probe_in: Duration,
     },
     /// Too few questions met it: it concerns this one alone until others do.
@@ -68,7 +62,6 @@ pub struct Closed {
     since: Instant,
     #[serde(skip)]
     next_probe: Instant,
-    /// Probes that failed.
     #[serde(skip)]
     probes: u32,
 }
@@ -79,34 +72,19 @@ impl Closed {
     }
 }
 
-/// Why no call may begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why no call may begin: of several lanes, the least counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Refusal {
-    /// A limit or the gate, for so long.
     For(Duration),
-    /// A limit or the gate, until something changes.
-    UntilChanged,
-    /// As many calls are under way as may be.
+    /// As many calls are under way as may be. This is not a limit that keeps a caller waiting.
     Busy,
-}
-
-impl Refusal {
-    /// Of two lanes: the first to end. A busy lane is not a limit that keeps a caller waiting.
-    pub(super) fn or(self, other: Refusal) -> Refusal {
-        match (self, other) {
-            (Refusal::For(one), Refusal::For(other)) => Refusal::For(one.min(other)),
-            (Refusal::For(wait), _) | (_, Refusal::For(wait)) => Refusal::For(wait),
-            (Refusal::Busy, _) | (_, Refusal::Busy) => Refusal::Busy,
-            (Refusal::UntilChanged, Refusal::UntilChanged) => Refusal::UntilChanged,
-        }
-    }
+    UntilChanged,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     closed: Option<Closed>,
     is_probing: bool,
-    /// Signatures and questions of the failures since the last answer.
     met: Vec<(u64, u64)>,
     /// Questions whose failure closed the gate while others were answered.
     disproved: VecDeque<u64>,

@@ -11,7 +11,7 @@ use super::{
     bucket::Bucket,
     gate::{Gate, Refusal},
 };
-use crate::config::values::RateCaps;
+use crate::{config::values::RateCaps, job::TokenUsage};
 
 /// A limit per minute may be enforced per second, and calls that left one after the other may arrive together.
 const REQUEST_BURST: Duration = Duration::from_millis(500);
@@ -19,10 +19,8 @@ const REQUEST_BURST: Duration = Duration::from_millis(500);
 /// Anthropic's buckets hold as many, and the need of a call is known only afterwards.
 const TOKEN_BURST: Duration = Duration::from_secs(60);
 
-/// Assumed for the first call.
 const USUAL_SECONDS: f64 = 20.0;
 
-/// Calls at once that any account allows.
 const LEAST_AT_ONCE: f64 = 16.0;
 
 /// More calls at once than begin in the mean time of one: some last twice as long.
@@ -34,10 +32,8 @@ pub(super) const USUAL_TOKENS: Tokens = Tokens { input: 6_000, output: 4_000 };
 /// Most calls at once until the first answer has named the account's limits: few enough for any account.
 pub(super) const FIRST_CALLS: usize = 8;
 
-/// The weight of the newest call in a running mean.
 const NEWEST_WEIGHT: f64 = 0.1;
 
-/// The share of calls at once that stays after an overload, as in congestion control.
 const BACKOFF: f64 = 0.5;
 
 /// Overloads within this time count as one: they come from the same burst of calls.
@@ -68,7 +64,6 @@ pub struct PerMinute {
     pub output_tokens: NonZeroU32,
 }
 
-/// Tokens of one call that count against the limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
     /// Input tokens, without those read from the prompt cache.
@@ -77,23 +72,29 @@ pub struct Tokens {
     pub output: u32,
 }
 
+impl From<TokenUsage> for Tokens {
+    fn from(usage: TokenUsage) -> Tokens {
+        let fits = |tokens| u32::try_from(tokens).unwrap_or(u32::MAX);
+        let input = usage.input_tokens.saturating_add(usage.cache_creation_input_tokens);
+        Tokens { input: fits(input), output: fits(usage.output_tokens) }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Model {
-    /// Empty until a call has named it.
     pub(super) name: String,
     pub(super) gate: Gate,
+    /// Most calls at once, of all models.
+    workers: usize,
     requests: Bucket,
     input_tokens: Bucket,
     output_tokens: Bucket,
     pub(super) used_at: Instant,
-    /// Permits that reserve a call and are not yet dropped.
     pub(super) under_way: usize,
     /// Those of them whose calls wait for another to end, the next one first.
     pub(super) ahead: VecDeque<oneshot::Sender<()>>,
-    /// Most calls under way while the model is overloaded.
     backed_off: Option<f64>,
     backed_off_at: Option<Instant>,
-    /// The question that met the last overload.
     overloaded_by: Option<u64>,
     /// An answer came, which named the limits.
     pub(super) is_known: bool,
@@ -101,15 +102,15 @@ pub(super) struct Model {
     usual_seconds: f64,
     usual_input: f64,
     usual_output: f64,
-    /// Running mean of input tokens by the byte.
     input_per_byte: Option<f64>,
 }
 
 impl Model {
-    pub(super) fn new(caps: RateCaps) -> Model {
+    pub(super) fn new(caps: RateCaps, workers: usize) -> Model {
         Model {
             name: String::new(),
             gate: Gate::default(),
+            workers,
             requests: Bucket::new(caps.requests, START_TIER.requests, REQUEST_BURST),
             input_tokens: Bucket::new(caps.input_tokens, START_TIER.input_tokens, TOKEN_BURST),
             output_tokens: Bucket::new(caps.output_tokens, START_TIER.output_tokens, TOKEN_BURST),
@@ -128,28 +129,26 @@ impl Model {
     }
 
     /// Whether the gate and the calls under way allow a call; true if it is a probe. `any` is a probe of the whole account.
-    pub(super) fn admit(&mut self, any: bool, workers: usize, now: Instant) -> Result<bool, Refusal> {
+    pub(super) fn admit(&mut self, any: bool, now: Instant) -> Result<bool, Refusal> {
         let is_probe = self.gate.admit(now)?;
         // A probe waits for no other call. Permits given ahead come first.
         match () {
             () if is_probe || any => Ok(is_probe),
             () if !self.is_known && self.under_way >= FIRST_CALLS => Err(Refusal::UntilChanged),
-            () if self.has_room(workers) && self.ahead.is_empty() => Ok(false),
+            () if self.has_room() && self.ahead.is_empty() => Ok(false),
             () if self.backed_off.is_some() => Err(Refusal::UntilChanged),
             () => Err(Refusal::Busy),
         }
     }
 
-    /// Whether one more call may be under way.
-    pub(super) fn has_room(&self, workers: usize) -> bool {
-        self.under_way - self.ahead.len() < self.at_once(workers)
+    pub(super) fn has_room(&self) -> bool {
+        self.under_way - self.ahead.len() < self.at_once()
     }
 
     pub(super) fn usual(&self) -> Tokens {
         Tokens { input: whole(self.usual_input), output: whole(self.usual_output) }
     }
 
-    /// All or nothing.
     pub(super) fn take(&mut self, tokens: Tokens) -> Result<(), Duration> {
         self.requests.take(1)?;
         self.input_tokens.take(tokens.input).inspect_err(|_| self.requests.settle(1, 0))?;
@@ -169,7 +168,6 @@ impl Model {
         self.output_tokens.settle(taken.output, used.output);
     }
 
-    /// Corrects the input that was taken to the likely need of so many bytes.
     pub(super) fn expect(&mut self, taken: Tokens, bytes: usize) -> Tokens {
         let Some(per_byte) = self.input_per_byte else { return taken };
         let input = whole(per_byte * bytes as f64);
@@ -191,7 +189,6 @@ impl Model {
         self.output_tokens.set(caps.output_tokens);
     }
 
-    /// `limits`: requests, input tokens and output tokens.
     pub(super) fn learn(&mut self, limits: [Option<u64>; 3], called_at: Instant) {
         let buckets = [&mut self.requests, &mut self.input_tokens, &mut self.output_tokens];
         for (bucket, limit) in buckets.into_iter().zip(limits) {
@@ -202,39 +199,38 @@ impl Model {
     }
 
     /// Fewer calls at once, until the model answers again. It takes two questions, as one alone may be refused.
-    pub(super) fn overloaded(&mut self, question: u64, workers: usize, now: Instant) {
+    pub(super) fn overloaded(&mut self, question: u64, now: Instant) {
         if self.overloaded_by.replace(question).is_none_or(|before| before == question) {
             return;
         }
         if self.backed_off_at.is_none_or(|at| now - at >= BACKOFF_PAUSE) {
             self.backed_off_at = Some(now);
-            let before = self.most_at_once(workers).min(self.backed_off.unwrap_or(f64::MAX));
+            let before = self.most_at_once().min(self.backed_off.unwrap_or(f64::MAX));
             self.backed_off = Some((before * BACKOFF).max(1.0));
             self.ahead.clear();
         }
     }
 
     /// A call was answered. Allows one more at once per round of as many answers as calls are allowed (additive increase).
-    pub(super) fn answered(&mut self, workers: usize) {
+    pub(super) fn answered(&mut self) {
         self.is_known = true;
         if let Some(allowed) = self.backed_off {
             let more = allowed + 1.0 / allowed;
-            self.backed_off = Some(more).filter(|more| *more < self.most_at_once(workers));
+            self.backed_off = Some(more).filter(|more| *more < self.most_at_once());
         }
     }
 
-    pub(super) fn at_once(&self, workers: usize) -> usize {
-        let most = self.most_at_once(workers);
+    pub(super) fn at_once(&self) -> usize {
+        let most = self.most_at_once();
         whole(self.backed_off.map_or(most, |allowed| allowed.min(most))) as usize
     }
 
     /// Most calls at once without an overload: as many as the limits let begin while one call lasts, and some more.
-    fn most_at_once(&self, workers: usize) -> f64 {
+    fn most_at_once(&self) -> f64 {
         let begun = self.rate() * self.usual_seconds * AT_ONCE_RESERVE;
-        begun.ceil().max(LEAST_AT_ONCE).min(workers as f64)
+        begun.ceil().max(LEAST_AT_ONCE).min(self.workers as f64)
     }
 
-    /// Calls a second by the narrowest limit.
     pub(super) fn rate(&self) -> f64 {
         let per_minute = self.per_minute();
         let calls = f64::from(per_minute.requests.get());

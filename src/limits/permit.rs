@@ -5,17 +5,16 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    budget::{Need, Reservation, Room},
+    budget::{Reservation, Room},
     gate::Refusal,
     model::Tokens,
     state::{Inner, Reserved},
 };
 use crate::{
     digest::{Lane, ModelKey},
-    job::FailureCode,
+    job::{AtRisk, FailureCode},
 };
 
-/// How long a job waits for the probe of another job.
 const PROBE_POLL: Duration = Duration::from_secs(1);
 
 /// Permission to make one call. A permit that is dropped unsettled counts as not used.
@@ -25,13 +24,9 @@ pub struct Permit {
     /// A call of each model whose job may be claimed; once the call is known, of its model alone.
     pub(super) reserved: Vec<Reserved>,
     pub(super) lanes: Vec<Lane>,
-    /// Signals that the call may be made, if it may not yet.
     pub(super) signal: Option<oneshot::Receiver<()>>,
-    /// `None`: not used.
     pub(super) used: Option<Tokens>,
-    /// Set once the call is known.
     pub(super) bytes: Option<usize>,
-    /// The call finds out whether the account's gate can be opened.
     pub(super) is_account_probe: bool,
     pub(super) share: Option<BudgetShare>,
 }
@@ -44,11 +39,9 @@ pub struct BudgetShare {
     pub(super) reservation: Option<Reservation>,
 }
 
-/// A model can't be called now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotNow {
     pub after: Duration,
-    /// What the model's gate is closed for, if it is.
     pub code: Option<FailureCode>,
 }
 
@@ -65,14 +58,12 @@ impl Permit {
         }
     }
 
-    /// Whether the call finds out if a closed gate can be opened.
     pub fn is_probe(&self) -> bool {
         self.is_account_probe || self.reserved.iter().any(|one| one.is_probe)
     }
 
     /// Called once the call is known. Returns the reservations of other models, and reserves the likely need of so many bytes.
-    /// If that is too little, later calls wait longer, so the limit holds over time. Fails if the model is not reserved and
-    /// can't be called now.
+    /// Fails if the model is not reserved and can't be called now.
     pub fn expect(&mut self, model: &str, bytes: usize) -> Result<(), NotNow> {
         let (key, now) = (ModelKey::of(model), Instant::now());
         let mut state = self.shared.state.lock();
@@ -98,13 +89,11 @@ impl Permit {
         Ok(())
     }
 
-    /// Reserves the call's part of the daily budget, once the call is known. `need` is the most that it can need.
-    pub fn make_room(&mut self, need: impl Into<Need>) -> Room {
+    pub fn make_room(&mut self, most: AtRisk) -> Room {
         let reservation = self.share.as_mut().and_then(|share| share.reservation.as_mut());
-        reservation.map_or(Room::Yes, |reservation| reservation.adjust(need.into()))
+        reservation.map_or(Room::Yes, |reservation| reservation.adjust(most))
     }
 
-    /// The call's part of the daily budget, which outlives the permit.
     pub fn budget_share(&mut self) -> Option<BudgetShare> {
         self.share.take()
     }
@@ -114,7 +103,6 @@ impl Permit {
         self.used = Some(tokens.unwrap_or_else(|| self.taken()));
     }
 
-    /// Unknown tokens count as reserved.
     pub fn settle(self, took: Duration, tokens: Option<Tokens>) {
         if let Some(own) = self.reserved.first() {
             let mut state = self.shared.state.lock();

@@ -1,7 +1,5 @@
 //! Whether Claude can be reached. Calls without a connection do not close the gate, because each job is retried by itself.
 //! Readiness and an alarm report them.
-//!
-//! Pure: the time is passed in.
 
 use std::time::Duration;
 
@@ -18,10 +16,8 @@ const LASTING: Duration = Duration::from_secs(30);
 /// After so long without a call nothing is known. Jobs pause between their attempts for less.
 const FORGET_AFTER: Duration = Duration::from_mins(10);
 
-/// Calls in a row that found no connection.
 #[derive(Clone, Debug)]
 pub struct Unreachable {
-    /// How the last call failed.
     pub code: FailureCode,
     pub detail: String,
     pub failures: u32,

@@ -21,7 +21,6 @@ use crate::{config::values::RateCaps, digest::ModelKey};
 /// Most models that are known at a time; jobs can name any.
 pub(super) const MAX_MODELS: usize = 64;
 
-/// The model for jobs that name none.
 pub(super) type InUse = Arc<dyn Fn() -> ModelKey + Send + Sync>;
 
 pub(super) struct Inner {
@@ -29,17 +28,14 @@ pub(super) struct Inner {
     pub(super) budget: Option<Arc<Budget>>,
     pub(super) state: Mutex<State>,
     pub(super) reach: Mutex<Reach>,
-    /// Wakes waiting callers.
     pub(super) changed: Notify,
 }
 
+#[derive(Default)]
 pub(super) struct State {
-    /// The operator's, on each model.
     pub(super) caps: RateCaps,
-    /// Stops the calls of all models.
     pub(super) account: Gate,
     pub(super) models: HashMap<ModelKey, Model>,
-    /// Permits given and not yet dropped.
     pub(super) permits: usize,
     /// How many of them may wait for another call to end.
     pub(super) most_ahead: usize,
@@ -48,24 +44,19 @@ pub(super) struct State {
     pub(super) waiting: usize,
 }
 
-/// A call of a model.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reserved {
     pub(super) key: ModelKey,
     pub(super) taken: Tokens,
-    /// The call finds out whether the model's gate can be opened.
     pub(super) is_probe: bool,
 }
 
-/// Counts a caller as waiting for a limit until it is dropped.
 pub(super) struct Waiting<'a>(&'a Inner);
 
 pub(super) struct Admitted {
-    /// Each with whether its call is a probe.
     pub(super) models: Vec<(ModelKey, bool)>,
     /// The call of the one model waits for another to end.
     pub(super) is_ahead: bool,
-    /// Why the others may not.
     pub(super) refusal: Refusal,
 }
 
@@ -78,8 +69,7 @@ impl State {
                 self.models.remove(&oldest);
             }
         }
-        let caps = self.caps;
-        self.models.entry(key).or_insert_with(|| Model::new(caps))
+        self.models.entry(key).or_insert_with(|| Model::new(self.caps, self.workers))
     }
 
     pub(super) fn named(&mut self, name: &str) -> &mut Model {
@@ -98,12 +88,11 @@ impl State {
         self.models.values().map(|model| model.ahead.len()).sum()
     }
 
-    /// Which of these models may be called by their gates and the calls under way.
     pub(super) fn admit(&mut self, keys: &BTreeSet<ModelKey>, is_account_probe: bool, now: Instant) -> Admitted {
-        let (workers, is_full) = (self.workers, self.calling() >= self.workers);
-        let (mut models, mut busy, mut refusal) = (Vec::new(), Vec::new(), None::<Refusal>);
+        let is_full = self.calling() >= self.workers;
+        let (mut models, mut busy, mut refusal) = (Vec::new(), None, Refusal::UntilChanged);
         for &key in keys {
-            let one = match self.model(key).admit(is_account_probe, workers, now) {
+            let one = match self.model(key).admit(is_account_probe, now) {
                 Ok(false) if is_full && !is_account_probe => Refusal::Busy,
                 Ok(is_probe) => {
                     models.push((key, is_probe));
@@ -112,18 +101,15 @@ impl State {
                 Err(one) => one,
             };
             if one == Refusal::Busy {
-                busy.push((key, false));
+                busy.get_or_insert((key, false));
             }
-            refusal = Some(refusal.map_or(one, |before| before.or(one)));
+            refusal = refusal.min(one);
         }
-        let is_ahead = models.is_empty() && self.ahead() < self.most_ahead;
-        if is_ahead {
-            models.extend(busy.first());
-        }
-        Admitted { is_ahead: is_ahead && !models.is_empty(), models, refusal: refusal.unwrap_or(Refusal::UntilChanged) }
+        let ahead = busy.filter(|_| models.is_empty() && self.ahead() < self.most_ahead);
+        models.extend(ahead);
+        Admitted { models, is_ahead: ahead.is_some(), refusal }
     }
 
-    /// Reserves a call of a model, or returns how long to wait for its limits.
     pub(super) fn reserve(&mut self, key: ModelKey, is_probe: bool) -> Result<Reserved, Duration> {
         let model = self.model(key);
         let taken = model.usual();
@@ -138,19 +124,17 @@ impl State {
 
     /// Lets permits given ahead make their calls, as far as more calls may be under way.
     pub(super) fn release_ahead(&mut self) {
-        let workers = self.workers;
         // Closed ones belong to workers that gave up.
         self.models.values_mut().for_each(|model| model.ahead.retain(|signal| !signal.is_closed()));
-        let mut room = workers.saturating_sub(self.calling());
+        let mut room = self.workers.saturating_sub(self.calling());
         for model in self.models.values_mut() {
-            while room > 0 && !model.ahead.is_empty() && model.has_room(workers) {
+            while room > 0 && !model.ahead.is_empty() && model.has_room() {
                 model.ahead.pop_front().map(|signal| signal.send(()));
                 room -= 1;
             }
         }
     }
 
-    /// The call has ended, or is not made.
     pub(super) fn end(&mut self, reserved: &Reserved, used: Option<Tokens>, was_made: bool, now: Instant) {
         let model = self.model(reserved.key);
         match used {

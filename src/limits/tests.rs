@@ -37,7 +37,7 @@ fn block(limits: &Limits, scope: Scope, question: u64, opens_after: Option<Durat
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gate_that_two_questions_closed_for_a_time_lets_nobody_through_before() {
+async fn a_gate_that_two_questions_closed_for_a_time_lets_no_call_through_before() {
     let limits = limits(60_000, 8);
     for question in [1, 2] {
         block(&limits, Scope::Account, question, Some(Duration::from_secs(20)));
@@ -74,7 +74,7 @@ async fn a_held_gate_lets_one_call_at_a_time_find_out_until_one_is_answered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_waits_for_a_permit_gets_one_when_the_gate_opens_early() {
+async fn a_waiting_caller_gets_a_permit_when_the_gate_opens_early() {
     let limits = limits(60_000, 8);
     block(&limits, Scope::Account, 1, Some(Duration::from_hours(1)));
     let start = Instant::now();
@@ -89,7 +89,7 @@ async fn whoever_waits_for_a_permit_gets_one_when_the_gate_opens_early() {
 }
 
 #[tokio::test]
-async fn what_a_call_needs_is_told_from_its_length_by_what_its_model_needed_before() {
+async fn the_need_of_a_call_is_estimated_from_its_length_by_what_its_model_needed_before() {
     let limits = limits_with(60_000, 1_000_000, 8);
     let call = |model: &str, bytes, needed| {
         let mut permit = limits.try_permit(None).unwrap();
@@ -128,7 +128,7 @@ async fn the_rate_is_spread_evenly_with_a_burst_of_half_a_second() {
 }
 
 #[tokio::test]
-async fn a_permit_that_was_not_used_is_given_back() {
+async fn an_unused_permit_returns_what_it_reserved() {
     let limits = limits(60, 8);
     let unused = limits.try_permit(None).unwrap();
     assert!(limits.try_permit(None).is_none());
@@ -211,7 +211,7 @@ async fn a_call_that_was_claimed_ahead_is_made_when_another_ends_and_before_any_
 }
 
 #[tokio::test]
-async fn who_gives_up_a_place_ahead_keeps_nobody_from_a_turn() {
+async fn a_permit_ahead_that_is_dropped_keeps_no_other_call_waiting() {
     let limits = limits(1_000_000, 1);
     let call = limits.try_permit(None).unwrap();
     limits.claim_ahead(2);
@@ -223,7 +223,7 @@ async fn who_gives_up_a_place_ahead_keeps_nobody_from_a_turn() {
 }
 
 #[tokio::test]
-async fn nothing_is_claimed_ahead_of_a_closed_gate_or_an_overload_and_what_was_is_given_back() {
+async fn nothing_is_claimed_ahead_of_a_closed_gate_or_an_overload_and_permits_ahead_are_refused() {
     let limits = limits(1_000_000, 2);
     limits.claim_ahead(1);
     let mut calls = take_all(&limits);
@@ -242,7 +242,7 @@ async fn nothing_is_claimed_ahead_of_a_closed_gate_or_an_overload_and_what_was_i
 }
 
 #[tokio::test]
-async fn few_calls_are_made_at_once_before_the_first_answer_has_told_the_limits() {
+async fn few_calls_are_made_at_once_before_the_first_answer_names_the_limits() {
     let limits = limits_unasked(1_000_000, 1_000_000_000, 64);
     let held = take_all(&limits);
     assert_eq!(held.len(), FIRST_CALLS);
@@ -305,7 +305,7 @@ async fn as_many_calls_run_at_once_as_the_limits_and_their_length_need() {
 }
 
 #[test]
-fn the_narrowest_limit_tells_the_rate() {
+fn the_narrowest_limit_sets_the_rate() {
     let limits = limits(600, 8);
     assert_eq!(limits.calls_per_second(None), 10.0);
     limits.learn("a", [Some(300), None, Some(u64::from(USUAL_TOKENS.output) * 60)], Instant::now());

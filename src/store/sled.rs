@@ -62,6 +62,8 @@ use self::{
     command_queue::{Request, Size},
     commands::{NewJob, answer_bytes},
     disk::Disk,
+    error::Result,
+    load::View,
     shared::{CLOSED, Shared},
     writer::Writer,
 };
@@ -87,7 +89,6 @@ const PERMIT_BYTES: usize = 8 << 10;
 
 pub struct SledStore {
     shared: Arc<Shared>,
-    /// None once the store is closed.
     requests: Mutex<Option<Sender<Request>>>,
     change_permits: Arc<Semaphore>,
     new_permits: Arc<Semaphore>,
@@ -113,12 +114,11 @@ impl SledStore {
         })
     }
 
-    /// Sends a command to the writer and waits for its reply.
     async fn write<T: Send + 'static>(
         &self,
         size: Size,
-        command: impl FnOnce(&mut Batch<'_>) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
+        command: impl FnOnce(&mut Batch<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let closed = || StoreError::Unavailable { reason: self.shared.trouble().unwrap_or_else(|| CLOSED.to_owned()) };
         let (permits, count) = match size.is_insert {
             true => (&self.new_permits, size.jobs.max(size.bytes / PERMIT_BYTES).min(NEW_PERMITS)),
@@ -134,8 +134,8 @@ impl SledStore {
     /// Reads records on a thread that may block.
     async fn read<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&Shared, &Disk) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
+        read: impl FnOnce(&Shared, &Disk) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let disk = self.shared.working_disk()?;
         let shared = Arc::clone(&self.shared);
         let result = tokio::task::spawn_blocking(move || read(&shared, &disk)).await;
@@ -151,32 +151,26 @@ impl SledStore {
 
 #[async_trait]
 impl JobStore for SledStore {
-    async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError> {
+    async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion> {
         Ok(self.insert_all(vec![JobRecord::fresh(job, request)]).await?[0])
     }
 
-    async fn insert_all(&self, jobs: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+    async fn insert_all(&self, jobs: Vec<JobRecord>) -> Result<Vec<Insertion>> {
         let all = NewJob::from_records(jobs)?;
         self.write(NewJob::size(&all), |batch| batch.insert_all(all)).await
     }
 
-    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>> {
         let all = NewJob::from_records(records)?;
         self.write(NewJob::size(&all), |batch| batch.import(all)).await
     }
 
-    async fn claim(
-        &self,
-        id: JobId,
-        owner: Owner,
-        lease_until: Timestamp,
-        now: Timestamp,
-    ) -> Result<ClaimedJob, StoreError> {
+    async fn claim(&self, id: JobId, owner: Owner, lease_until: Timestamp, now: Timestamp) -> Result<ClaimedJob> {
         let claim = JobEvent::Claim { owner, lease_until };
         self.write(Size::ONE, move |batch| batch.claim(id, &claim, now)).await
     }
 
-    async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
+    async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job> {
         let size = Size::change(1, event.report().map_or(0, answer_bytes));
         self.write(size, move |batch| batch.transition(id, &event, now)).await
     }
@@ -188,26 +182,27 @@ impl JobStore for SledStore {
         report: Arc<AttemptReport>,
         followers: Vec<JobId>,
         now: Timestamp,
-    ) -> Result<Vec<Job>, StoreError> {
+    ) -> Result<Vec<Job>> {
         let size = Size::change(1, answer_bytes(&report));
         self.write(size, move |batch| batch.succeed(id, attempt, &report, &followers, now)).await
     }
 
-    async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize, StoreError> {
+    async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize> {
         let now = self.shared.clock.now();
         // Called at every sweep, and mostly there is nothing to do.
-        if self.shared.index.read().prunable(before, keep, 1, now).is_empty()
-            && self.shared.keys.read().expired(self.shared.key_time(now), 1).is_empty()
-        {
+        let has_surplus = {
+            let (view, keys_at) = (self.shared.view.read(), self.shared.key_time(now));
+            !view.index.prunable(before, keep, 1, now).is_empty() || !view.keys.expired(keys_at, 1).is_empty()
+        };
+        if !has_surplus {
             return Ok(0);
         }
         self.write(Size::change(limit, 0), move |batch| batch.prune(before, keep, limit, now)).await
     }
 
-    async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+    async fn get(&self, id: JobId) -> Result<Option<JobRecord>> {
         let found = {
-            // Both at one moment, or a message could seem due while its job has not ended.
-            let (index, deliveries) = (self.shared.index.read(), self.shared.deliveries.read());
+            let View { index, deliveries, .. } = &*self.shared.view.read();
             index.seq(id).and_then(|seq| Some((seq, index.get(seq)?.clone(), deliveries.get(seq).cloned())))
         };
         let Some((seq, job, open)) = found else { return Ok(None) };
@@ -219,34 +214,34 @@ impl JobStore for SledStore {
         }
     }
 
-    async fn remove(&self, ids: Vec<JobId>, now: Timestamp) -> Result<usize, StoreError> {
+    async fn remove(&self, ids: Vec<JobId>, now: Timestamp) -> Result<usize> {
         self.write(Size::change(ids.len(), 0), move |batch| batch.remove(&ids, now)).await
     }
 
-    async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage, StoreError> {
+    async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage> {
         self.shared.promote(now);
         self.read(move |shared, disk| shared.list(disk, &listing, now, listing::LOOK_TIME)).await
     }
 
-    async fn select(&self, listing: Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
+    async fn select(&self, listing: Listing, now: Timestamp) -> Result<JobSelection> {
         self.shared.promote(now);
         self.read(move |shared, disk| shared.select(disk, &listing, now)).await
     }
 
-    async fn find(&self, id: JobId) -> Result<Option<Job>, StoreError> {
-        let index = self.shared.index.read();
+    async fn find(&self, id: JobId) -> Result<Option<Job>> {
+        let index = &self.shared.view.read().index;
         Ok(index.seq(id).and_then(|seq| index.get(seq).cloned()))
     }
 
-    async fn newest_answer(&self, question: NonZeroU64) -> Result<Option<Job>, StoreError> {
-        Ok(self.shared.index.read().newest_answer(question).cloned())
+    async fn newest_answer(&self, question: NonZeroU64) -> Result<Option<Job>> {
+        Ok(self.shared.view.read().index.newest_answer(question).cloned())
     }
 
-    async fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> Result<bool, StoreError> {
-        Ok(self.shared.keys.read().find(key, self.shared.key_time(now)).is_some())
+    async fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> Result<bool> {
+        Ok(self.shared.view.read().keys.find(key, self.shared.key_time(now)).is_some())
     }
 
-    async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<(), StoreError> {
+    async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<()> {
         let _ = self.shared.feed.set(feed);
         self.shared.reset_feed();
         Ok(())
@@ -269,63 +264,63 @@ impl JobStore for SledStore {
 
 #[async_trait]
 impl Ledger for SledStore {
-    async fn add(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
+    async fn add(&self, day: Day, model: String, sums: Sums) -> Result<()> {
         self.write(Size::ONE, move |batch| batch.add_cost(day, model, sums)).await
     }
 
-    async fn days(&self, most: usize) -> Result<Vec<DaySums>, StoreError> {
-        Ok(self.shared.ledger.read().newest(most))
+    async fn days(&self, most: usize) -> Result<Vec<DaySums>> {
+        Ok(self.shared.view.read().ledger.newest(most))
     }
 }
 
 #[async_trait]
 impl Outbox for SledStore {
-    async fn due(&self, now: Timestamp, most: usize) -> Result<Vec<Due>, StoreError> {
-        let due = self.shared.deliveries.read().due(now, most);
-        let index = self.shared.index.read();
-        let due = due.into_iter().filter_map(|(seq, caller, host)| Some(Due { job: index.get(seq)?.id, caller, host }));
+    async fn due(&self, now: Timestamp, most: usize) -> Result<Vec<Due>> {
+        let View { index, deliveries, .. } = &*self.shared.view.read();
+        let due = deliveries.due(now, most).into_iter();
+        let due = due.filter_map(|(seq, caller, host)| Some(Due { job: index.get(seq)?.id, caller, host }));
         Ok(due.collect())
     }
 
-    async fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
-        Ok(self.shared.deliveries.read().next_after(now))
+    async fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
+        Ok(self.shared.view.read().deliveries.next_after(now))
     }
 
-    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
+    async fn resend(&self, id: JobId, now: Timestamp) -> Result<()> {
         self.write(Size::ONE, move |batch| batch.resend(id, now)).await
     }
 
-    async fn failing(&self, listing: Listing) -> Result<JobPage, StoreError> {
+    async fn failing(&self, listing: Listing) -> Result<JobPage> {
         self.read(move |shared, disk| shared.failing_deliveries(disk, &listing)).await
     }
 
-    async fn record(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
+    async fn record(&self, id: JobId, delivery: Delivery) -> Result<()> {
         self.write(Size::ONE, move |batch| batch.record_delivery(id, delivery)).await
     }
 }
 
 #[async_trait]
 impl Registry for SledStore {
-    async fn put(&self, name: String, value: String) -> Result<(), StoreError> {
+    async fn put(&self, name: String, value: String) -> Result<()> {
         self.write(Size::change(1, value.len()), |batch| batch.put_setting(name, Some(value))).await
     }
 
-    async fn delete(&self, name: String) -> Result<(), StoreError> {
+    async fn delete(&self, name: String) -> Result<()> {
         self.write(Size::ONE, |batch| batch.put_setting(name, None)).await
     }
 
-    async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
-        let settings = self.shared.settings.read();
+    async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>> {
+        let settings = &self.shared.view.read().settings;
         let named = settings.range(prefix.to_owned()..).take_while(|(name, _)| name.starts_with(prefix));
         Ok(named.map(|(name, value)| (name.clone(), value.clone())).collect())
     }
 
-    async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
+    async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<()> {
         self.write(Size::change(1, entry.len()), move |batch| batch.append_audit(id, &entry, oldest)).await
     }
 
-    async fn read_audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
-        let ids = self.shared.audit.read().before(before, limit);
+    async fn read_audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>> {
+        let ids = self.shared.view.read().audit.before(before, limit);
         self.read(move |_, disk| {
             let mut entries = Vec::with_capacity(ids.len());
             for id in ids {

@@ -1,5 +1,5 @@
 //! The disk watch: reports to the queue how much space the store's file system has, and whether the store's file is still
-//! where its path says. The queue refuses submissions while there is too little space, or another file or none.
+//! where its path says. The queue refuses submissions while there is too little space, or the file is gone or replaced.
 
 use std::{
     fs, io,

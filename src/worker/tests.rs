@@ -320,7 +320,7 @@ async fn an_attempt_goes_on_where_the_clock_jumps_beyond_its_lease() {
 }
 
 #[tokio::test]
-async fn a_claim_that_comes_as_the_service_stops_is_given_back_unspent() {
+async fn a_claim_that_comes_as_the_service_stops_is_released_unspent() {
     let calls = Arc::new(Mutex::new(0));
     let count = Arc::clone(&calls);
     let shop = Shop::open(move |_| {
@@ -374,7 +374,7 @@ async fn a_job_that_was_claimed_ahead_is_called_for_when_another_call_ends_and_k
 }
 
 #[tokio::test]
-async fn a_job_that_was_claimed_ahead_is_given_back_unspent_when_it_must_not_be_called_for() {
+async fn a_job_that_was_claimed_ahead_is_released_unspent_when_it_must_not_be_called_for() {
     for (why, code) in [
         ("stop", FailureCode::Shutdown),
         ("pause", FailureCode::Shutdown),

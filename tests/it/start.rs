@@ -144,7 +144,7 @@ async fn a_start_that_fails_late_claims_no_job_and_leaves_nothing_running() {
     for bad in ["--api-keys=no-colon", "--webhook-secret=whsec_no-base64"] {
         let settings = settings(&claude.base_url(), folder.path(), &[bad]);
         let error = App::start(&settings, clock.clone()).await.err().unwrap();
-        assert!(matches!(error, StartError::Keys(_) | StartError::Webhooks(_)), "{error}");
+        assert!(matches!(error, StartError::Keys(_) | StartError::WebhookSecrets(_)), "{error}");
         // A worker would keep it open.
         let store = open();
         for job in &jobs {

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::{ErrorKind as K, Parameter as P, *};
+use super::{Concern as C, ErrorKind as K, Parameter as P, *};
 
 /// The error for an answer with this body.
 fn answer(status: u16, body: &str, headers: &[(&'static str, &str)]) -> CallError {
@@ -22,199 +22,159 @@ fn envelope(error_type: &str, code: &str, message: &str) -> String {
     body.to_string()
 }
 
+const INVALID: &str = "invalid_request_error";
+
 /// Status, error type, error code, message → kind, whom it concerns.
-const ROWS: [(u16, &str, &str, &str, ErrorKind, Fault); 69] = [
+const ROWS: [(u16, &str, &str, &str, ErrorKind, Concern); 69] = [
     // The classes of the SDK, by status.
-    (
-        400,
-        "invalid_request_error",
-        "",
-        "messages: at least one message is required",
-        K::InvalidRequest,
-        Fault::Question,
-    ),
-    (401, "authentication_error", "", "invalid x-api-key", K::Authentication, Fault::Account),
-    (402, "billing_error", "", "payment required", K::Billing, Fault::Account),
-    (403, "permission_error", "", "not allowed", K::Permission, Fault::Model),
-    (404, "not_found_error", "", "model: claude-no-such", K::NotFound, Fault::Model),
-    (408, "timeout_error", "", "timed out", K::Timeout, Fault::Passing),
-    (409, "conflict_error", "", "conflict", K::ApiError, Fault::Passing),
-    (412, "invalid_request_error", "", "precondition failed", K::InvalidRequest, Fault::Question),
-    (413, "request_too_large", "", "too large", K::TooLarge, Fault::Question),
-    (413, "invalid_request_error", "request_body_too_large_after_decoding", "too large", K::TooLarge, Fault::Question),
-    (422, "invalid_request_error", "", "unprocessable", K::InvalidRequest, Fault::Question),
-    (429, "rate_limit_error", "", "slow down", K::RateLimit, Fault::Limit),
-    (431, "invalid_request_error", "", "header fields too large", K::InvalidRequest, Fault::Question),
-    (499, "invalid_request_error", "", "client closed request", K::InvalidRequest, Fault::Question),
-    (500, "api_error", "", "internal", K::ApiError, Fault::Passing),
-    (501, "api_error", "", "not implemented", K::ApiError, Fault::Passing),
-    (502, "api_error", "", "bad gateway", K::ApiError, Fault::Passing),
-    (503, "api_error", "", "unavailable", K::ApiError, Fault::Passing),
-    (504, "timeout_error", "", "timed out", K::Timeout, Fault::Passing),
-    (529, "overloaded_error", "", "Overloaded", K::Overloaded, Fault::Passing),
-    (302, "api_error", "", "elsewhere", K::Redirect, Fault::Account),
-    (407, "api_error", "", "who are you", K::ProxyAuth, Fault::Account),
-    (999, "api_error", "", "what", K::Malformed, Fault::Passing),
+    (400, INVALID, "", "messages: at least one message is required", K::InvalidRequest, C::Question),
+    (401, "authentication_error", "", "invalid x-api-key", K::Authentication, C::Account),
+    (402, "billing_error", "", "payment required", K::Billing, C::Account),
+    (403, "permission_error", "", "not allowed", K::Permission, C::Model),
+    (404, "not_found_error", "", "model: claude-no-such", K::NotFound, C::Model),
+    (408, "timeout_error", "", "timed out", K::Timeout, C::Passing),
+    (409, "conflict_error", "", "conflict", K::ApiError, C::Passing),
+    (412, INVALID, "", "precondition failed", K::InvalidRequest, C::Question),
+    (413, "request_too_large", "", "too large", K::TooLarge, C::Question),
+    (413, INVALID, "request_body_too_large_after_decoding", "too large", K::TooLarge, C::Question),
+    (422, INVALID, "", "unprocessable", K::InvalidRequest, C::Question),
+    (429, "rate_limit_error", "", "slow down", K::RateLimit, C::Limit),
+    (431, INVALID, "", "header fields too large", K::InvalidRequest, C::Question),
+    (499, INVALID, "", "client closed request", K::InvalidRequest, C::Question),
+    (500, "api_error", "", "internal", K::ApiError, C::Passing),
+    (501, "api_error", "", "not implemented", K::ApiError, C::Passing),
+    (502, "api_error", "", "bad gateway", K::ApiError, C::Passing),
+    (503, "api_error", "", "unavailable", K::ApiError, C::Passing),
+    (504, "timeout_error", "", "timed out", K::Timeout, C::Passing),
+    (529, "overloaded_error", "", "Overloaded", K::Overloaded, C::Passing),
+    (302, "api_error", "", "elsewhere", K::Redirect, C::Account),
+    (407, "api_error", "", "who are you", K::ProxyAuth, C::Account),
+    (999, "api_error", "", "what", K::Malformed, C::Passing),
     // Types that say more than a vague status.
-    (400, "billing_error", "", "pay", K::Billing, Fault::Account),
-    (400, "authentication_error", "", "key", K::Authentication, Fault::Account),
-    (400, "permission_error", "", "no", K::Permission, Fault::Model),
-    (400, "not_found_error", "", "none", K::NotFound, Fault::Model),
-    (400, "rate_limit_error", "", "slow", K::RateLimit, Fault::Limit),
-    (400, "request_too_large", "", "big", K::TooLarge, Fault::Question),
-    (500, "overloaded_error", "", "busy", K::Overloaded, Fault::Passing),
-    (500, "timeout_error", "", "late", K::Timeout, Fault::Passing),
-    (500, "error_of_tomorrow", "", "odd", K::ApiError, Fault::Passing),
+    (400, "billing_error", "", "pay", K::Billing, C::Account),
+    (400, "authentication_error", "", "key", K::Authentication, C::Account),
+    (400, "permission_error", "", "no", K::Permission, C::Model),
+    (400, "not_found_error", "", "none", K::NotFound, C::Model),
+    (400, "rate_limit_error", "", "slow", K::RateLimit, C::Limit),
+    (400, "request_too_large", "", "big", K::TooLarge, C::Question),
+    (500, "overloaded_error", "", "busy", K::Overloaded, C::Passing),
+    (500, "timeout_error", "", "late", K::Timeout, C::Passing),
+    (500, "error_of_tomorrow", "", "odd", K::ApiError, C::Passing),
     // 400s that are not the question's.
+    (400, INVALID, "", "Your credit balance is too low to access the Claude API.", K::Billing, C::Account),
     (
         400,
-        "invalid_request_error",
-        "",
-        "Your credit balance is too low to access the Claude API.",
-        K::Billing,
-        Fault::Account,
-    ),
-    (
-        400,
-        "invalid_request_error",
+        INVALID,
         "",
         "You have reached your specified API usage limits. You will regain access on 2026-12-01.",
         K::Billing,
-        Fault::Account,
+        C::Account,
     ),
-    (
-        400,
-        "invalid_request_error",
-        "",
-        "You have reached your specified workspace API usage limits.",
-        K::Billing,
-        Fault::Account,
-    ),
-    (400, "invalid_request_error", "organization_on_hold", "on hold", K::OnHold, Fault::Account),
-    (400, "invalid_request_error", "cmek_key_disabled", "disabled", K::OnHold, Fault::Account),
-    (400, "invalid_request_error", "cmek_key_network_blocked", "blocked", K::OnHold, Fault::Account),
-    (400, "invalid_request_error", "", "This organization has been disabled.", K::OnHold, Fault::Account),
-    (403, "permission_error", "organization_on_hold", "on hold", K::OnHold, Fault::Account),
-    (403, "permission_error", "sandbox_egress_restricted", "sandbox", K::OnHold, Fault::Account),
-    (403, "permission_error", "organization_type_not_supported", "type", K::OnHold, Fault::Account),
-    (400, "invalid_request_error", "linked_organization_billing_unavailable", "pay", K::Billing, Fault::Account),
-    (400, "invalid_request_error", "linked_organization_spend_limit_reached", "pay", K::Billing, Fault::Account),
-    (403, "permission_error", "user_profile_billing_not_authorized", "pay", K::Billing, Fault::Account),
-    (403, "permission_error", "user_profile_not_billable", "pay", K::Billing, Fault::Account),
-    (400, "invalid_request_error", "cmek_key_unreachable", "retry", K::ApiError, Fault::Passing),
-    (500, "api_error", "cmek_context_unavailable", "retry", K::ApiError, Fault::Passing),
-    (429, "rate_limit_error", "enforced_spend_limit_reached", "spent", K::Billing, Fault::Account),
-    (429, "rate_limit_error", "contract_spend_limit_reached", "spent", K::Billing, Fault::Account),
-    (429, "rate_limit_error", "ramp_limit_exceeded", "slow", K::RateLimit, Fault::Limit),
+    (400, INVALID, "", "You have reached your specified workspace API usage limits.", K::Billing, C::Account),
+    (400, INVALID, "organization_on_hold", "on hold", K::OnHold, C::Account),
+    (400, INVALID, "cmek_key_disabled", "disabled", K::OnHold, C::Account),
+    (400, INVALID, "cmek_key_network_blocked", "blocked", K::OnHold, C::Account),
+    (400, INVALID, "", "This organization has been disabled.", K::OnHold, C::Account),
+    (403, "permission_error", "organization_on_hold", "on hold", K::OnHold, C::Account),
+    (403, "permission_error", "sandbox_egress_restricted", "sandbox", K::OnHold, C::Account),
+    (403, "permission_error", "organization_type_not_supported", "type", K::OnHold, C::Account),
+    (400, INVALID, "linked_organization_billing_unavailable", "pay", K::Billing, C::Account),
+    (400, INVALID, "linked_organization_spend_limit_reached", "pay", K::Billing, C::Account),
+    (403, "permission_error", "user_profile_billing_not_authorized", "pay", K::Billing, C::Account),
+    (403, "permission_error", "user_profile_not_billable", "pay", K::Billing, C::Account),
+    (400, INVALID, "cmek_key_unreachable", "retry", K::ApiError, C::Passing),
+    (500, "api_error", "cmek_context_unavailable", "retry", K::ApiError, C::Passing),
+    (429, "rate_limit_error", "enforced_spend_limit_reached", "spent", K::Billing, C::Account),
+    (429, "rate_limit_error", "contract_spend_limit_reached", "spent", K::Billing, C::Account),
+    (429, "rate_limit_error", "ramp_limit_exceeded", "slow", K::RateLimit, C::Limit),
     // The request's own shape.
     (
         400,
-        "invalid_request_error",
+        INVALID,
         "",
         "This model does not support the effort parameter.",
         K::Parameter(P::Effort),
-        Fault::Parameter(P::Effort),
+        C::Parameter(P::Effort),
     ),
     (
         400,
-        "invalid_request_error",
+        INVALID,
         "",
         "output_config.effort: Input should be one of low, high",
         K::Parameter(P::Effort),
-        Fault::Parameter(P::Effort),
+        C::Parameter(P::Effort),
     ),
     (
         400,
-        "invalid_request_error",
+        INVALID,
         "",
         "output_config: Extra inputs are not permitted",
         K::Parameter(P::OutputConfig),
-        Fault::Parameter(P::OutputConfig),
+        C::Parameter(P::OutputConfig),
     ),
     (
         422,
-        "invalid_request_error",
+        INVALID,
         "",
         "output_config.format: Extra inputs are not permitted",
         K::Parameter(P::Format),
-        Fault::Parameter(P::Format),
+        C::Parameter(P::Format),
     ),
+    (400, INVALID, "", "Schema is too complex for compilation", K::Parameter(P::Format), C::Parameter(P::Format)),
+    (400, INVALID, "", "claude-x does not support structured output", K::Parameter(P::Format), C::Parameter(P::Format)),
     (
         400,
-        "invalid_request_error",
-        "",
-        "Schema is too complex for compilation",
-        K::Parameter(P::Format),
-        Fault::Parameter(P::Format),
-    ),
-    (
-        400,
-        "invalid_request_error",
-        "",
-        "claude-x does not support structured output",
-        K::Parameter(P::Format),
-        Fault::Parameter(P::Format),
-    ),
-    (
-        400,
-        "invalid_request_error",
+        INVALID,
         "",
         "thinking.type: \"between_tools\" is not supported",
         K::Parameter(P::Thinking),
-        Fault::Parameter(P::Thinking),
+        C::Parameter(P::Thinking),
     ),
     (
         400,
-        "invalid_request_error",
+        INVALID,
         "",
         "max_tokens: 16000 > 8192, which is the maximum allowed",
         K::Parameter(P::MaxTokens),
-        Fault::Parameter(P::MaxTokens),
+        C::Parameter(P::MaxTokens),
     ),
     (
         400,
-        "invalid_request_error",
+        INVALID,
         "",
         "system.0.cache_control: Extra inputs are not permitted",
         K::Parameter(P::CacheControl),
-        Fault::Parameter(P::CacheControl),
+        C::Parameter(P::CacheControl),
     ),
     // The question's own, though they name a parameter.
+    (400, INVALID, "", "prompt is too long: 1000001 tokens > 1000000 maximum", K::TooLarge, C::Question),
     (
         400,
-        "invalid_request_error",
-        "",
-        "prompt is too long: 1000001 tokens > 1000000 maximum",
-        K::TooLarge,
-        Fault::Question,
-    ),
-    (
-        400,
-        "invalid_request_error",
+        INVALID,
         "",
         "input length and `max_tokens` exceed context limit: 999000 + 16000 > 1000000",
         K::TooLarge,
-        Fault::Question,
+        C::Question,
     ),
-    (400, "invalid_request_error", "", "Output blocked by content filtering policy", K::Filtered, Fault::Declined),
-    (400, "invalid_request_error", "", "messages.0: the effort of reading this", K::InvalidRequest, Fault::Question),
+    (400, INVALID, "", "Output blocked by content filtering policy", K::Filtered, C::Declined),
+    (400, INVALID, "", "messages.0: the effort of reading this", K::InvalidRequest, C::Question),
     // `error` events of a stream that began with 200.
-    (200, "overloaded_error", "", "Overloaded", K::Overloaded, Fault::Passing),
-    (200, "api_error", "", "internal", K::StreamError, Fault::Passing),
-    (200, "invalid_request_error", "", "bad", K::InvalidRequest, Fault::Question),
-    (200, "rate_limit_error", "", "slow", K::RateLimit, Fault::Limit),
-    (200, "error_of_tomorrow", "", "odd", K::StreamError, Fault::Passing),
+    (200, "overloaded_error", "", "Overloaded", K::Overloaded, C::Passing),
+    (200, "api_error", "", "internal", K::StreamError, C::Passing),
+    (200, INVALID, "", "bad", K::InvalidRequest, C::Question),
+    (200, "rate_limit_error", "", "slow", K::RateLimit, C::Limit),
+    (200, "error_of_tomorrow", "", "odd", K::StreamError, C::Passing),
 ];
 
 #[test]
 fn every_error_has_its_kind_and_whom_it_concerns() {
-    for (status, error_type, code, message, kind, fault) in ROWS {
+    for (status, error_type, code, message, kind, concern) in ROWS {
         let body = envelope(error_type, code, message);
         let error = match status {
-            200 => CallError::from_event(&ErrorObject::parse(body.as_bytes()).unwrap()),
+            200 => CallError::from_event(&serde_json::from_str(&body).unwrap()),
             _ => answer(status, &body, &[]),
         };
-        assert_eq!((error.kind, error.fault()), (kind, fault), "{status} {error_type} {code} {message}");
+        assert_eq!((error.kind, error.concern()), (kind, concern), "{status} {error_type} {code} {message}");
         let told = !code.is_empty() || matches!(kind, K::ProxyAuth);
         assert!(error.is_certain || (error_type == "error_of_tomorrow" && !told), "{status} {error_type} {message}");
     }
@@ -251,22 +211,21 @@ fn what_gateways_make_of_the_apis_errors_is_read_all_the_same() {
 
 #[test]
 fn x_should_retry_overrules_the_table_for_the_call_alone() {
-    let fault = |status, error_type, should| {
-        answer(status, &envelope(error_type, "", "x"), &[("x-should-retry", should)]).fault()
+    let concern = |status, error_type, should| {
+        answer(status, &envelope(error_type, "", "x"), &[("x-should-retry", should)]).concern()
     };
-    assert_eq!(fault(400, "invalid_request_error", "true"), Fault::Passing);
-    assert_eq!(fault(529, "overloaded_error", "false"), Fault::Question);
-    assert_eq!(fault(429, "rate_limit_error", "false"), Fault::Question);
-    assert_eq!(fault(529, "overloaded_error", "maybe"), Fault::Passing);
+    assert_eq!(concern(400, INVALID, "true"), C::Passing);
+    assert_eq!(concern(529, "overloaded_error", "false"), C::Question);
+    assert_eq!(concern(429, "rate_limit_error", "false"), C::Question);
+    assert_eq!(concern(529, "overloaded_error", "maybe"), C::Passing);
     for should in ["true", "false"] {
-        assert_eq!(fault(401, "authentication_error", should), Fault::Account, "every call fails alike");
+        assert_eq!(concern(401, "authentication_error", should), C::Account, "every call fails alike");
     }
 }
 
 #[test]
 fn the_models_limit_of_output_is_read_from_the_message() {
-    let named =
-        |message: &str| answer(400, &envelope("invalid_request_error", "", message), &[]).max_tokens_named(16_000);
+    let named = |message: &str| answer(400, &envelope(INVALID, "", message), &[]).max_tokens_named(16_000);
     assert_eq!(
         named("max_tokens: 16000 > 8192, which is the maximum allowed number of output tokens for claude-3-5"),
         Some(8_192)
@@ -320,7 +279,7 @@ fn a_retry_after_counts_if_it_is_a_time_to_come_in_whatever_form() {
 }
 
 #[test]
-fn what_gateways_say_of_an_account_or_a_model_is_no_fault_of_the_question() {
+fn what_gateways_say_of_an_account_or_a_model_does_not_concern_the_question() {
     for (status, message, kind) in [
         (400, "Budget has been exceeded! Current cost: 3.1, Max budget: 3.0", K::Billing),
         (402, "Insufficient credits. Add more using the console", K::Billing),
@@ -349,10 +308,7 @@ fn what_gateways_say_of_an_account_or_a_model_is_no_fault_of_the_question() {
         (400, "system: Input should be a valid string", K::Parameter(P::CacheControl)),
         (400, "max_tokens: Input should be less than or equal to 8192", K::Parameter(P::MaxTokens)),
     ] {
-        for body in [
-            json!({"error": {"message": message, "type": null}}).to_string(),
-            envelope("invalid_request_error", "", message),
-        ] {
+        for body in [json!({"error": {"message": message, "type": null}}).to_string(), envelope(INVALID, "", message)] {
             assert_eq!(answer(status, &body, &[]).kind, kind, "{status} {body}");
         }
     }

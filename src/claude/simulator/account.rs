@@ -4,14 +4,14 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use super::fault::ErrorAnswer;
+
 /// What a bucket must hold for a request to pass: one request, or any tokens at all.
 const NEEDED: f64 = 1.0;
 
-/// An organization's limits per minute, for one class of models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AccountLimits {
     pub requests: u32,
-    /// Input tokens, cache reads not counted.
     pub input_tokens: u32,
     pub output_tokens: u32,
     /// The buckets hold what refills in this time: the API may enforce 60 requests per minute as one per second.
@@ -19,7 +19,6 @@ pub struct AccountLimits {
 }
 
 impl AccountLimits {
-    /// For the headers of an account without limits.
     pub const UNLIMITED: AccountLimits = AccountLimits {
         requests: 1_000_000_000,
         input_tokens: 1_000_000_000,
@@ -37,7 +36,6 @@ impl AccountLimits {
 }
 
 pub(super) struct Account {
-    /// Whether anything is ever turned away.
     enforced: bool,
     buckets: [Bucket; 3],
 }
@@ -50,13 +48,7 @@ struct Bucket {
     at: Instant,
 }
 
-pub(super) struct Exceeded {
-    pub(super) limit: String,
-    pub(super) wait: Duration,
-}
-
 impl Account {
-    /// Without limits, the headers have [`AccountLimits::UNLIMITED`].
     pub(super) fn new(limits: Option<AccountLimits>, now: Instant) -> Account {
         let enforced = limits.is_some();
         let limits = limits.unwrap_or(AccountLimits::UNLIMITED);
@@ -85,16 +77,16 @@ impl Account {
     }
 
     /// All or nothing. A bucket may go below zero: the tokens of an answer are known only afterwards.
-    pub(super) fn take(&mut self, input_tokens: u64, output_tokens: u64, now: Instant) -> Result<(), Exceeded> {
+    pub(super) fn take(&mut self, input_tokens: u64, output_tokens: u64, now: Instant) -> Result<(), ErrorAnswer> {
         if !self.enforced {
             return Ok(());
         }
         self.buckets.iter_mut().for_each(|bucket| bucket.refill(now));
         if let Some(empty) = self.buckets.iter().find(|bucket| bucket.level < NEEDED) {
-            return Err(Exceeded {
-                limit: format!("{} {} per minute", empty.limit, empty.name.replace('-', " ")),
-                wait: empty.time_to(NEEDED),
-            });
+            let limit = format!("{} {} per minute", empty.limit, empty.name.replace('-', " "));
+            let message = format!("This request would exceed your organization's rate limit of {limit}");
+            let seconds = empty.time_to(NEEDED).as_secs_f64().ceil().max(1.0);
+            return Err(ErrorAnswer::status(429).message(message).header("retry-after", seconds.to_string()));
         }
         for (bucket, taken) in self.buckets.iter_mut().zip([1, input_tokens, output_tokens]) {
             bucket.level -= taken as f64;

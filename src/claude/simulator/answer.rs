@@ -5,12 +5,9 @@
 use std::sync::LazyLock;
 
 use crate::analysis::decision::{Criterion, DecisionAnalysis, DecisionOption, Origin};
+use crate::claude::error::one_line;
 
-/// Most options in a memo, the status quo included.
 const MAX_OPTIONS: usize = 8;
-
-/// Most options in a brief memo, unless the caller names more.
-const MAX_BRIEF_OPTIONS: usize = 3;
 
 /// Longest part of the question, in characters, restated in full; options are cut likewise.
 const MAX_QUESTION_CHARS: usize = 400;
@@ -24,12 +21,9 @@ const STATUS_QUO: &str = "status_quo";
 const BRIEF: &str = "Write a brief decision memo";
 
 struct Language {
-    /// The largest memo, with blanks.
     template: DecisionAnalysis,
     status_quo: &'static str,
-    /// Used when the caller names no options.
     usual_options: [&'static str; 4],
-    /// What makes an option the status quo.
     status_quo_words: &'static [&'static str],
 }
 
@@ -61,7 +55,7 @@ pub(super) enum Size {
     /// A brief memo: some 800 tokens.
     Brief,
     /// A full one: some 1,400 tokens for 0 to some 3,500 for 2.
-    Full(u8),
+    Full(usize),
 }
 
 impl Size {
@@ -71,13 +65,13 @@ impl Size {
             return Size::Brief;
         }
         let sum: u32 = prompt.bytes().map(u32::from).sum();
-        Size::Full([0, 1, 2][sum as usize % 3])
+        Size::Full(sum as usize % 3)
     }
 
     fn pick(self, brief: usize, full: [usize; 3]) -> usize {
         match self {
             Size::Brief => brief,
-            Size::Full(step) => full[usize::from(step).min(2)],
+            Size::Full(step) => full[step.min(2)],
         }
     }
 }
@@ -87,18 +81,22 @@ pub(super) fn compose(prompt: &str) -> String {
 }
 
 pub(super) fn write(prompt: &str, size: Size) -> String {
-    let question = elements(prompt, "question").pop().unwrap_or_else(|| prompt.to_owned());
+    let question = question(prompt);
     let language = if question.chars().any(is_cjk) { &CHINESE } else { &ENGLISH };
     let mut memo = language.template.clone();
     let names = options(prompt, language, size);
     shorten(&mut memo, size);
     let asked_by_name = !elements(prompt, "option").is_empty();
     put_options(&mut memo, &names, asked_by_name);
-    let (restated, topic) = (shortened(&question, MAX_QUESTION_CHARS), shortened(&question, MAX_TOPIC_CHARS));
+    let (restated, topic) = (one_line(&question, MAX_QUESTION_CHARS), one_line(&question, MAX_TOPIC_CHARS));
     let blanks = [("{question}", restated.as_str()), ("{topic}", &topic), ("{o1}", &names[0])];
     memo.texts_mut().for_each(|(_, text)| *text = filled(text, &blanks));
     memo.material.iter_mut().for_each(|item| item.quote = filled(&item.quote, &blanks));
     serde_json::to_string(&memo).expect("a memo can be written as JSON")
+}
+
+pub(super) fn question(prompt: &str) -> String {
+    elements(prompt, "question").pop().unwrap_or_else(|| prompt.to_owned())
 }
 
 fn options(prompt: &str, language: &Language, size: Size) -> Vec<String> {
@@ -107,12 +105,12 @@ fn options(prompt: &str, language: &Language, size: Size) -> Vec<String> {
         language.status_quo_words.iter().any(|words| option.contains(words))
     });
     if names.is_empty() {
-        let usual = size.pick(MAX_BRIEF_OPTIONS - 1, [2, 3, 4]);
+        let usual = size.pick(2, [2, 3, 4]);
         names = language.usual_options.iter().take(usual).map(|name| (*name).to_owned()).collect();
     }
     names.truncate(MAX_OPTIONS - 1);
     names.push(status_quo.into_iter().next().unwrap_or_else(|| language.status_quo.to_owned()));
-    names.iter().map(|name| shortened(name, MAX_QUESTION_CHARS)).collect()
+    names.iter().map(|name| one_line(name, MAX_QUESTION_CHARS)).collect()
 }
 
 fn shorten(memo: &mut DecisionAnalysis, size: Size) {
@@ -142,7 +140,6 @@ fn shorten(memo: &mut DecisionAnalysis, size: Size) {
     }
 }
 
-/// Replaces the options of the template, with their scores.
 fn put_options(memo: &mut DecisionAnalysis, names: &[String], asked_by_name: bool) {
     let (templates, status_quo) = memo.options.split_at(memo.options.len() - 1);
     let place = |number: usize| number.min(templates.len() - 1);
@@ -192,7 +189,7 @@ fn filled(text: &str, blanks: &[(&str, &str)]) -> String {
 }
 
 fn first_sentence(text: &str) -> String {
-    let end = text.find([':', '：', '。']).map_or(text.len(), |end| end);
+    let end = text.find([':', '：', '。']).unwrap_or(text.len());
     format!("{}.", &text[..end])
 }
 
@@ -216,16 +213,6 @@ fn unescaped(text: &str) -> String {
     }
     // `&amp;` last, or `&amp;lt;` would be unescaped twice.
     entities.into_iter().chain([("&amp;", "&")]).fold(text.to_owned(), |text, (entity, c)| text.replace(entity, c))
-}
-
-/// `text` on one line and at most `limit` characters long.
-fn shortened(text: &str, limit: usize) -> String {
-    let mut line = text.split_whitespace().take(limit).collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = line.char_indices().nth(limit) {
-        line.truncate(end);
-        line.push('…');
-    }
-    line
 }
 
 fn is_cjk(c: char) -> bool {
@@ -281,6 +268,12 @@ mod tests {
         assert_eq!(named(&["The status quo"]), "Start with a limited pilot, Go ahead in full now, The status quo");
         let many = ["Oslo", "Rome", "Bern", "Kyiv", "Lima", "Cairo", "Quito", "Tokyo"];
         assert_eq!(named(&many), "Oslo, Rome, Bern, Kyiv, Lima, Cairo, Quito, Keep things as they are");
+    }
+
+    #[test]
+    fn the_question_is_found_in_the_prompt() {
+        assert_eq!(question("Today.\n<question>\nBuy?\n</question>\nAnswer."), "Buy?");
+        assert_eq!(question("Buy?"), "Buy?");
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! What the simulator checks in a request, as the API would: key, version, fields, model, schema.
 
+use std::sync::LazyLock;
+
 use axum::http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
-use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::{Value, json, value::RawValue};
 
 use super::fault::ErrorAnswer;
 use crate::claude::message::CacheTtl;
@@ -14,63 +14,19 @@ use crate::claude::message::CacheTtl;
 /// Over this many `max_tokens` the API wants a request to stream.
 const MAX_TOKENS_UNSTREAMED: u64 = 21_333;
 
-/// Schema keywords the API's structured output does not take.
 const UNSUPPORTED_KEYWORDS: [&str; 7] =
     ["minimum", "maximum", "minLength", "maxLength", "maxItems", "multipleOf", "$schema"];
 
 const EFFORTS: [&str; 5] = ["low", "medium", "high", "xhigh", "max"];
 
-const MODELS: [Model; 5] = [
-    Model::active("claude-sonnet-5-5", "Claude Sonnet 5.5"),
-    Model::active("claude-haiku-5-5", "Claude Haiku 5.5"),
-    Model::active("claude-opus-5-5", "Claude Opus 5.5"),
-    Model {
-        lifecycle: "deprecated",
-        retires_at: Some("2026-11-30T00:00:00Z"),
-        ..Model::active("claude-sonnet-4-5", "Claude Sonnet 4.5")
-    },
-    Model {
-        lifecycle: RETIRED,
-        retires_at: Some("2025-10-28T00:00:00Z"),
-        ..Model::active("claude-3-5-sonnet-20241022", "Claude Sonnet 3.5")
-    },
-];
-
-const RETIRED: &str = "retired";
-
-#[derive(Serialize)]
-struct Model {
-    r#type: &'static str,
-    id: &'static str,
-    display_name: &'static str,
-    created_at: &'static str,
-    lifecycle: &'static str,
-    retires_at: Option<&'static str>,
-    max_input_tokens: u32,
-    max_tokens: u32,
-}
-
-impl Model {
-    const fn active(id: &'static str, display_name: &'static str) -> Model {
-        Model {
-            r#type: "model",
-            id,
-            display_name,
-            // The API's date if it is unknown.
-            created_at: "1970-01-01T00:00:00Z",
-            lifecycle: "active",
-            retires_at: None,
-            max_input_tokens: 1_000_000,
-            max_tokens: 64_000,
-        }
-    }
-}
+/// As `GET /v1/models` has them, the retired one too.
+static MODELS: LazyLock<Vec<Value>> =
+    LazyLock::new(|| serde_json::from_str(include_str!("models.json")).expect("the models are part of this program"));
 
 pub(super) struct Asked {
     pub(super) model: String,
     pub(super) max_tokens: u64,
     pub(super) stream: bool,
-    /// The system prompt, and how long it is to be cached.
     pub(super) system: Option<(String, CacheTtl)>,
     /// All messages' text; the last is the user's.
     pub(super) prompt: String,
@@ -79,14 +35,14 @@ pub(super) struct Asked {
     pub(super) thinking: Option<String>,
 }
 
-/// Every field of the API; others are refused.
+/// Every field of the API; others are rejected.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "known fields that make no difference here")]
 struct Body<'a> {
     model: Option<String>,
     max_tokens: Option<i64>,
-    messages: Option<Vec<Message>>,
+    messages: Option<Vec<Turn>>,
     stream: Option<bool>,
     system: Option<Content>,
     #[serde(borrow)]
@@ -104,7 +60,7 @@ struct Body<'a> {
 }
 
 #[derive(Deserialize)]
-struct Message {
+struct Turn {
     role: String,
     content: Content,
 }
@@ -174,13 +130,10 @@ impl Content {
 pub(super) fn headers(headers: &HeaderMap, key: Option<&SecretString>) -> Result<(), ErrorAnswer> {
     let bearer = || headers.get("authorization")?.as_bytes().strip_prefix(b"Bearer ");
     let given = headers.get("x-api-key").map(HeaderValue::as_bytes).or_else(bearer);
-    let unauthorized = |message| Err(ErrorAnswer::status(401).message(message));
-    match (given, key) {
-        (None, _) => return unauthorized("x-api-key header is required"),
-        (Some(given), Some(key)) if given != key.expose_secret().as_bytes() => {
-            return unauthorized("invalid x-api-key");
-        }
-        (Some(_), _) => {}
+    let unauthorized = |message| ErrorAnswer::status(401).message(message);
+    let given = given.ok_or_else(|| unauthorized("x-api-key header is required"))?;
+    if key.is_some_and(|key| given != key.expose_secret().as_bytes()) {
+        return Err(unauthorized("invalid x-api-key"));
     }
     if !headers.contains_key("anthropic-version") {
         return Err(invalid("anthropic-version: header is required"));
@@ -188,13 +141,15 @@ pub(super) fn headers(headers: &HeaderMap, key: Option<&SecretString>) -> Result
     Ok(())
 }
 
-/// `good_schema` is the last good schema: callers send the same one over and over.
-pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, ErrorAnswer> {
+/// `good_schema` is the last good schema: callers send the same one over and over. A request that is only to be counted needs
+/// no `max_tokens`.
+pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>, is_to_count: bool) -> Result<Asked, ErrorAnswer> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let body: Body<'_> = serde_path_to_error::deserialize(&mut json)
         .map_err(|error| invalid(format!("{}: {}", error.path(), error.inner())))?;
     let model = body.model.ok_or_else(|| required("model"))?;
-    let max_tokens = body.max_tokens.ok_or_else(|| required("max_tokens"))?;
+    let max_tokens = if is_to_count { Some(1) } else { body.max_tokens };
+    let max_tokens = max_tokens.ok_or_else(|| required("max_tokens"))?;
     let messages = body.messages.ok_or_else(|| required("messages"))?;
     let max_tokens = u64::try_from(max_tokens).ok().filter(|max| *max > 0);
     let max_tokens = max_tokens.ok_or_else(|| invalid("max_tokens: Input should be greater than or equal to 1"))?;
@@ -214,9 +169,7 @@ pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, E
     let thinking = body.thinking.map(|thinking| thinking.r#type);
     check_thinking(effort.as_deref(), thinking.as_deref())?;
     let schema_bytes = format.map_or(Ok(0), |format| check_format(&format, good_schema))?;
-    if !MODELS.iter().any(|known| known.id == model && known.lifecycle != RETIRED) {
-        return Err(no_model(&model));
-    }
+    self::model(&model).ok().filter(|known| known["lifecycle"] != "retired").ok_or_else(|| no_model(&model))?;
     let prompt: Vec<_> = messages.into_iter().map(|message| message.content.text().0).collect();
     Ok(Asked {
         model,
@@ -230,7 +183,7 @@ pub(super) fn body(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, E
     })
 }
 
-fn check_messages(messages: &[Message]) -> Result<(), ErrorAnswer> {
+fn check_messages(messages: &[Turn]) -> Result<(), ErrorAnswer> {
     match messages.last().map(|message| message.role.as_str()) {
         None => return Err(invalid("messages: at least one message is required")),
         Some("assistant") => return Err(invalid("messages: this model does not support assistant message prefill")),
@@ -269,24 +222,13 @@ fn check_format(format: &Format<'_>, good_schema: &Mutex<String>) -> Result<usiz
     Ok(raw.len())
 }
 
-/// As [`body`], for a request that is only to be counted and so has no `max_tokens`.
-pub(super) fn to_count(bytes: &[u8], good_schema: &Mutex<String>) -> Result<Asked, ErrorAnswer> {
-    let mut request: Value = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
-    if let Some(fields) = request.as_object_mut() {
-        fields.insert("max_tokens".to_owned(), json!(1));
-    }
-    body(request.to_string().as_bytes(), good_schema)
-}
-
-/// The answer of `GET /v1/models`: all on one page, retired ones too, as the API keeps them in its catalogue.
 pub(super) fn models() -> Value {
-    let [first, .., last] = &MODELS;
-    json!({ "data": MODELS, "has_more": false, "first_id": first.id, "last_id": last.id })
+    let [first, last] = [MODELS.first(), MODELS.last()].map(|model| model.map(|model| &model["id"]));
+    json!({ "data": *MODELS, "has_more": false, "first_id": first, "last_id": last })
 }
 
 pub(super) fn model(id: &str) -> Result<Value, ErrorAnswer> {
-    let model = MODELS.iter().find(|known| known.id == id).ok_or_else(|| no_model(id))?;
-    Ok(json!(model))
+    MODELS.iter().find(|known| known["id"] == id).cloned().ok_or_else(|| no_model(id))
 }
 
 fn no_model(id: &str) -> ErrorAnswer {

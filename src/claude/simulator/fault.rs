@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use axum::{
-    body::Body,
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
 
@@ -13,40 +12,29 @@ use crate::claude::message::Usage;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
-    /// Nothing: takes this place in the script.
+    /// A usual answer: takes this place in the script.
     Normal,
-    /// An answer as given, usually an error.
     Error(ErrorAnswer),
     /// The stream ends properly after so many events.
     CutAfter(usize),
-    /// The stream ends properly before its last event.
     CutBeforeLast,
-    /// The stream ends properly after its text, before its stop reason.
     CutBeforeStop,
     /// One JSON message comes instead of a stream, as from a gateway that can't stream.
     Unstreamed,
-    /// The connection breaks after so many events.
     DropAfter(usize),
-    /// The stream falls silent after so many events, without end.
     StallAfter(usize),
     /// The whole stream comes in pieces of so many bytes, with a pause after each.
     SlowBytes {
         bytes: usize,
         pause: Duration,
     },
-    /// An event in the middle is not JSON.
     Malformed,
-    /// An `error` event of this type comes in the middle.
     ErrorEvent(String),
     /// The model declines before any output, which is not billed though its usage is shown.
     Refusal,
-    /// The answer is cut off at half, as by `max_tokens`.
     MaxTokens,
-    /// A whole answer with this stop reason.
     Stop(String),
-    /// The answer is cut off at half, with this stop reason.
     StopAtHalf(String),
-    /// A thinking block precedes the text.
     ThinkingFirst,
     Answer(String),
     Usage(Usage),
@@ -57,8 +45,8 @@ pub enum Fault {
     Hold,
 }
 
-/// An HTTP answer other than a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
 pub struct ErrorAnswer {
     pub(super) status: u16,
     error_type: &'static str,
@@ -69,7 +57,6 @@ pub struct ErrorAnswer {
 }
 
 impl ErrorAnswer {
-    /// The API's error type for this status.
     pub fn status(status: u16) -> ErrorAnswer {
         let error_type = match status {
             401 => "authentication_error",
@@ -94,25 +81,19 @@ impl ErrorAnswer {
         }
     }
 
-    #[must_use]
     pub fn message(self, message: impl Into<String>) -> ErrorAnswer {
         ErrorAnswer { message: message.into(), ..self }
     }
 
-    /// `error.details.error_code`.
-    #[must_use]
     pub fn error_code(self, code: impl Into<String>) -> ErrorAnswer {
         ErrorAnswer { error_code: Some(code.into()), ..self }
     }
 
-    #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> ErrorAnswer {
         self.headers.push((name.into(), value.into()));
         self
     }
 
-    /// A page as its body, as of a proxy.
-    #[must_use]
     pub fn html(self, page: impl Into<String>) -> ErrorAnswer {
         ErrorAnswer { html: Some(page.into()), ..self }
     }
@@ -125,10 +106,9 @@ impl ErrorAnswer {
                 ("application/json", error_body(self.error_type, &self.message, code, request_id).to_string())
             }
         };
-        let mut response = Response::new(Body::from(body));
-        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        put(response.headers_mut(), "content-type", content_type);
-        put(response.headers_mut(), "request-id", request_id);
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = [("content-type", content_type), ("request-id", request_id)];
+        let mut response = (status, headers, body).into_response();
         for (name, value) in &self.headers {
             put(response.headers_mut(), name, value);
         }
@@ -142,7 +122,6 @@ impl From<ErrorAnswer> for Fault {
     }
 }
 
-/// The API's error envelope.
 pub(super) fn error_body(error_type: &str, message: &str, error_code: Option<&str>, request_id: &str) -> Value {
     let mut body = json!({
         "type": "error", "request_id": request_id, "error": {"type": error_type, "message": message},
@@ -153,7 +132,6 @@ pub(super) fn error_body(error_type: &str, message: &str, error_code: Option<&st
     body
 }
 
-/// Sets a header; one that cannot be a header is left out.
 pub(super) fn put(headers: &mut HeaderMap, name: &str, value: &str) {
     if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
         headers.insert(name, value);

@@ -1,5 +1,5 @@
-//! How long Claude takes for an answer, as measured of real memos. The same question always takes as long, so a load test can
-//! compute which questions could have been answered.
+//! How long Claude takes for an answer, as real memos took. The same question always takes as long, so a load test knows
+//! which questions could have been answered.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
@@ -10,7 +10,6 @@ use rand::{RngExt, SeedableRng};
 
 const FIRST_TOKEN: Duration = Duration::from_millis(1_200);
 
-/// Tokens a second, of text as of thinking.
 const TOKENS_PER_SECOND: f64 = 90.0;
 
 const BRIEF: Range<f64> = 700.0..900.0;
@@ -22,7 +21,6 @@ const LONG_BRIEF: u64 = 1_100;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timing {
     pub first: Duration,
-    /// In silence.
     pub thinking: Duration,
     /// From the first token of the text to the last.
     pub writing: Duration,
@@ -51,7 +49,6 @@ impl Timing {
         }
     }
 
-    /// The same for a brief memo of so many tokens.
     pub(super) fn with_length(self, tokens: u64) -> Timing {
         let writing = Duration::from_secs_f64(tokens as f64 / TOKENS_PER_SECOND);
         if tokens > LONG_BRIEF { Timing { writing, ..self } } else { self }
@@ -67,12 +64,6 @@ impl Timing {
             ((self.thinking + self.writing).as_secs_f64() * TOKENS_PER_SECOND).round() as u64
         }
     }
-}
-
-/// The question within a prompt, else the whole prompt.
-pub(super) fn question(prompt: &str) -> &str {
-    let inner = prompt.split_once("<question>").and_then(|(_, rest)| rest.split_once("</question>"));
-    inner.map_or(prompt, |(question, _)| question)
 }
 
 fn at(range: &Range<f64>, part: f64) -> f64 {
@@ -95,11 +86,5 @@ mod tests {
         assert_eq!(brief(1).with_length(1_350).writing, Duration::from_secs(15), "with many options");
         let full = Timing::of("question 1", false, Some("high"), None);
         assert!(full.thinking >= Duration::from_secs(5) && full.writing >= Duration::from_secs(14), "{full:?}");
-    }
-
-    #[test]
-    fn the_question_is_found_in_the_prompt() {
-        assert_eq!(question("Today.\n<question>\nBuy?\n</question>\nAnswer.").trim(), "Buy?");
-        assert_eq!(question("Buy?"), "Buy?");
     }
 }

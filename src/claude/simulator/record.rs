@@ -16,7 +16,6 @@ pub const MAX_RECORDED_CALLS: usize = 1_000;
 pub struct Call {
     pub at: SystemTime,
     pub request_id: String,
-    /// The model asked for; empty if the request was not understood.
     pub model: String,
     pub prompt: String,
     pub body: Bytes,
@@ -33,7 +32,6 @@ impl Call {
     }
 }
 
-/// Counts since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     pub connections: usize,

@@ -1,7 +1,6 @@
 //! An answer as the bytes that go out: the events of a stream or one JSON object, whole or broken on purpose.
 
-use std::io;
-use std::time::Duration;
+use std::{io, sync::Arc, time::Duration};
 
 use axum::body::{Body, Bytes};
 use futures_util::stream;
@@ -25,16 +24,18 @@ const DELTA_CHARS_AT_ONCE: usize = 1_024;
 /// Pause between two writes of an answer that is spread over time, at least.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 
-/// Events before those of the text: `message_start`, `ping`, and the four of the thinking.
+/// EventBuffer before those of the text: `message_start`, `ping`, and the four of the thinking.
 const EVENTS_BEFORE_TEXT: usize = 6;
 
-pub(super) struct Message<'a> {
-    pub(super) id: &'a str,
-    pub(super) model: &'a str,
-    pub(super) text: &'a str,
-    pub(super) thinking: bool,
-    pub(super) stop_reason: &'a str,
+pub(super) struct Message {
+    pub(super) id: String,
+    pub(super) model: String,
+    pub(super) text: Arc<str>,
+    pub(super) has_thinking: bool,
+    pub(super) stop_reason: String,
     pub(super) usage: Usage,
+    pub(super) start: Option<Timing>,
+    pub(super) latency: Duration,
 }
 
 pub(super) enum Step {
@@ -46,15 +47,19 @@ pub(super) enum Step {
     Hang,
 }
 
-struct Events {
+struct EventBuffer {
     bytes: String,
     ends: Vec<usize>,
 }
 
-impl Message<'_> {
+impl Message {
+    pub(super) fn silence(&self) -> Duration {
+        self.start.map_or(Duration::ZERO, |start| start.first + start.thinking)
+    }
+
     pub(super) fn json(&self) -> Value {
-        let mut content = vec![json!({"type": "text", "text": self.text})];
-        if self.thinking {
+        let mut content = vec![json!({"type": "text", "text": &*self.text})];
+        if self.has_thinking {
             content.insert(0, json!({"type": "thinking", "thinking": THOUGHT, "signature": "c2lt"}));
         }
         json!({
@@ -64,10 +69,9 @@ impl Message<'_> {
         })
     }
 
-    /// Streams the answer after `start` over `latency`, in at most `writes` writes.
-    pub(super) fn steps(&self, start: Option<Timing>, latency: Duration, writes: u32, fault: &Fault) -> Vec<Step> {
-        let at_once = latency.is_zero() && start.is_none() && matches!(fault, Fault::Normal);
-        let Events { bytes, ends } = self.events(if at_once { DELTA_CHARS_AT_ONCE } else { DELTA_CHARS });
+    pub(super) fn steps(&self, writes: u32, fault: &Fault) -> Vec<Step> {
+        let at_once = self.latency.is_zero() && self.start.is_none() && matches!(fault, Fault::Normal);
+        let EventBuffer { bytes, ends } = self.events(if at_once { DELTA_CHARS_AT_ONCE } else { DELTA_CHARS });
         let bytes = Bytes::from(bytes);
         let upto = |events: usize| bytes.slice(..events.checked_sub(1).map_or(0, |n| ends[n.min(ends.len() - 1)]));
         let middle = ends.len() / 2;
@@ -85,16 +89,16 @@ impl Message<'_> {
                 vec![Step::Send(upto(middle)), Step::Send("event: content_block_delta\ndata: {\"type\":\n\n".into())]
             }
             Fault::ErrorEvent(error_type) => {
-                let error = error_body(error_type, "simulated error in the middle of the answer", None, self.id);
+                let error = error_body(error_type, "simulated error in the middle of the answer", None, &self.id);
                 vec![Step::Send(upto(middle)), Step::Send(format!("event: error\ndata: {error}\n\n").into())]
             }
             _ if at_once => vec![Step::Send(bytes)],
-            _ => spread(&bytes, &ends, start, latency, writes),
+            _ => self.spread(&bytes, &ends, writes),
         }
     }
 
-    fn events(&self, delta_chars: usize) -> Events {
-        let mut events = Events { bytes: String::with_capacity(self.text.len() * 2), ends: Vec::new() };
+    fn events(&self, delta_chars: usize) -> EventBuffer {
+        let mut events = EventBuffer { bytes: String::with_capacity(self.text.len() * 2), ends: Vec::new() };
         let usage = Usage { output_tokens: 1, ..self.usage };
         events.push(
             "message_start",
@@ -104,8 +108,8 @@ impl Message<'_> {
             }}),
         );
         events.push("ping", &json!({"type": "ping"}));
-        let text_index = usize::from(self.thinking);
-        if self.thinking {
+        let text_index = usize::from(self.has_thinking);
+        if self.has_thinking {
             events.block(0, &json!({"type": "thinking", "thinking": "", "signature": ""}), |events| {
                 events.delta(0, "thinking_delta", "thinking", THOUGHT);
                 events.delta(0, "signature_delta", "signature", "c2lt");
@@ -113,8 +117,12 @@ impl Message<'_> {
         }
         if !self.text.is_empty() {
             events.block(text_index, &json!({"type": "text", "text": ""}), |events| {
-                for piece in pieces(self.text, delta_chars) {
+                let mut rest = &*self.text;
+                while !rest.is_empty() {
+                    let end = rest.char_indices().nth(delta_chars).map_or(rest.len(), |(at, _)| at);
+                    let (piece, after) = rest.split_at(end);
                     events.delta(text_index, "text_delta", "text", piece);
+                    rest = after;
                 }
             });
         }
@@ -127,6 +135,31 @@ impl Message<'_> {
         );
         events.push("message_stop", &json!({"type": "message_stop"}));
         events
+    }
+
+    fn spread(&self, bytes: &Bytes, ends: &[usize], writes: u32) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let mut first = 1;
+        if let Some(Timing { first: until, thinking, .. }) = self.start {
+            // The head comes halfway to the first token; thinking is silent.
+            first = EVENTS_BEFORE_TEXT;
+            let begun = ends[1];
+            steps.extend([Step::Wait(until / 2), Step::Send(bytes.slice(..begun)), Step::Wait(until / 2 + thinking)]);
+            steps.push(Step::Send(bytes.slice(begun..ends[first - 1])));
+        } else {
+            steps.push(Step::Send(bytes.slice(..ends[0])));
+        }
+        let rest = ends.len() - first;
+        let fitting = self.latency.as_nanos() / MIN_PAUSE.as_nanos();
+        let writes = usize::try_from(fitting).unwrap_or(usize::MAX).min(writes as usize).clamp(1, rest.max(1));
+        let pause = self.latency.div_f64(writes as f64);
+        let mut sent = ends[first - 1];
+        for write in 1..=writes {
+            let end = ends[first - 1 + rest * write / writes];
+            steps.extend([Step::Wait(pause), Step::Send(bytes.slice(sent..end))]);
+            sent = end;
+        }
+        steps
     }
 
     fn stop_details(&self) -> Option<Value> {
@@ -152,7 +185,7 @@ fn wire(usage: &Usage) -> Value {
 
 const THOUGHT: &str = "A simulated thought, which is no part of the answer.";
 
-impl Events {
+impl EventBuffer {
     fn push(&mut self, name: &str, data: &Value) {
         self.raw(name, |bytes| bytes.push_str(&data.to_string()));
     }
@@ -168,7 +201,7 @@ impl Events {
         });
     }
 
-    fn block(&mut self, index: usize, block: &Value, deltas: impl FnOnce(&mut Events)) {
+    fn block(&mut self, index: usize, block: &Value, deltas: impl FnOnce(&mut EventBuffer)) {
         let start = json!({"type": "content_block_start", "index": index, "content_block": block});
         self.push("content_block_start", &start);
         deltas(self);
@@ -222,39 +255,4 @@ pub(super) fn body(mut steps: Vec<Step>, mut flight: Flight, end: CancellationTo
             }
         }
     }))
-}
-
-fn spread(bytes: &Bytes, ends: &[usize], start: Option<Timing>, latency: Duration, writes: u32) -> Vec<Step> {
-    let mut steps = Vec::new();
-    let mut first = 1;
-    if let Some(Timing { first: until, thinking, .. }) = start {
-        // The head comes halfway to the first token; thinking is silent.
-        first = EVENTS_BEFORE_TEXT;
-        let begun = ends[1];
-        steps.extend([Step::Wait(until / 2), Step::Send(bytes.slice(..begun)), Step::Wait(until / 2 + thinking)]);
-        steps.push(Step::Send(bytes.slice(begun..ends[first - 1])));
-    } else {
-        steps.push(Step::Send(bytes.slice(..ends[0])));
-    }
-    let rest = ends.len() - first;
-    let fitting = latency.as_nanos() / MIN_PAUSE.as_nanos();
-    let writes = usize::try_from(fitting).unwrap_or(usize::MAX).min(writes as usize).clamp(1, rest.max(1));
-    let pause = latency.div_f64(writes as f64);
-    let mut sent = ends[first - 1];
-    for write in 1..=writes {
-        let end = ends[first - 1 + rest * write / writes];
-        steps.extend([Step::Wait(pause), Step::Send(bytes.slice(sent..end))]);
-        sent = end;
-    }
-    steps
-}
-
-fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        let end = rest.char_indices().nth(size).map_or(rest.len(), |(at, _)| at);
-        let (piece, after) = rest.split_at(end);
-        rest = after;
-        (!piece.is_empty()).then_some(piece)
-    })
 }

@@ -32,7 +32,7 @@ async fn an_unstreamed_answer_is_one_message() {
 }
 
 #[tokio::test]
-async fn bad_requests_are_told_what_is_wrong_with_them() {
+async fn bad_requests_are_rejected_with_what_is_wrong() {
     let simulator = simulator().await;
     let cases = [
         (json!({"model": null}), "model: Field required"),

@@ -73,7 +73,6 @@ impl Conditions {
         self.params().is_empty()
     }
 
-    /// The query parameters of the listing.
     pub(super) fn params(&self) -> Vec<(&'static str, &str)> {
         let labels = ("metadata", &self.metadata[..]);
         let several = self.several().into_iter().chain([labels]);
@@ -81,7 +80,6 @@ impl Conditions {
         several.chain(self.single()).collect()
     }
 
-    /// The filter of an action.
     pub(super) fn filter(&self) -> anyhow::Result<Value> {
         let mut labels = BTreeMap::new();
         for label in &self.metadata {

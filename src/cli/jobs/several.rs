@@ -18,10 +18,8 @@ use crate::cli::{
 
 const STDIN: &str = "-";
 
-/// An action on several jobs.
 #[derive(Clone, Copy)]
 pub(super) struct Action {
-    /// The API's word for it.
     word: &'static str,
     done: &'static str,
     /// What it does to the expected tokens.
@@ -46,7 +44,7 @@ prints the number of jobs and asks for confirmation.
 
 Exit codes: 0 success; 1 other error, or not confirmed; 2 wrong command line; 4 the service refused
   the request for at least one job.")]
-pub(super) struct Several {
+pub(in crate::cli) struct Several {
     /// Ids of jobs; - reads them from standard input
     #[arg(conflicts_with = "conditions", value_name = "ID")]
     ids: Vec<String>,
@@ -131,7 +129,6 @@ async fn each(client: &Client, id: &str, action: Action, code: &mut ExitCode) ->
     Ok(())
 }
 
-/// The sums over all requests of an action.
 #[derive(Default)]
 struct Sum {
     matched: u64,

@@ -10,7 +10,6 @@ use crate::cli::{
     webhooks::outcome,
 };
 
-/// Writes the job to standard output, one line for each fact.
 pub(super) fn describe(job: &Value) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout(), "{}", facts(&lines(job), 10, colours()))?)
 }
@@ -63,7 +62,6 @@ fn lines(job: &Value) -> Vec<(&'static str, String)> {
     lines
 }
 
-/// Position and estimate of a waiting job.
 fn queue(queue: &Value) -> String {
     let position = queue["position"].as_u64().map(|position| format!("position {position}"));
     let cause = queue["waiting_for"].as_str().map(|cause| format!("waits for {}", clean(cause)));

@@ -27,7 +27,7 @@ use crate::{
 /// Most questions a second: above that, sending them takes the CPU time that the service needs.
 pub(super) const MAX_RATE: u32 = 10_000;
 
-/// Longest load, in seconds.
+/// In seconds.
 pub(super) const MAX_DURATION: u32 = 3_600;
 
 /// Longest query, in bytes: the service accepts it with every setting.
@@ -41,7 +41,6 @@ const SAMPLE: u64 = 1_000;
 /// Longest wait for an answer: longer than the 30 s that the service promises, so that late answers are seen.
 const GIVE_UP: Duration = Duration::from_secs(60);
 
-/// Clients that disconnect do so within this time.
 const HANG_UP_WITHIN: Duration = Duration::from_secs(10);
 
 const LOOKS_AT_ONCE: usize = 32;
@@ -114,7 +113,7 @@ struct OutlookAnswer {
 
 /// Submits all questions of the load and waits for their ends. `latency`: of the simulated answers.
 pub(super) async fn run(load: Load, latency: Option<Latency>, client: &Client, tally: &Arc<Tally>) {
-    let started = tally.start();
+    let started = tally.started;
     let mut clients = JoinSet::new();
     let mut at = Duration::ZERO;
     for number in 1.. {
@@ -146,7 +145,6 @@ pub(super) async fn run(load: Load, latency: Option<Latency>, client: &Client, t
     while clients.join_next().await.is_some() {}
 }
 
-/// A unique question of `bytes` bytes.
 fn question(number: u64, bytes: usize) -> String {
     let mut query = format!("Load test question {number}: should we go ahead with this plan? ");
     query.extend(std::iter::repeat_n('x', bytes.saturating_sub(query.len())));
@@ -154,7 +152,6 @@ fn question(number: u64, bytes: usize) -> String {
     query
 }
 
-/// Fails if the service does not answer.
 pub(super) async fn check(client: &Client) -> anyhow::Result<()> {
     let url = client.at("/health");
     let request = client.request(Method::GET, "/health").timeout(GIVE_UP);
@@ -163,7 +160,6 @@ pub(super) async fn check(client: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Submits a question and, with `wait`, waits for its answer.
 async fn ask(client: &Client, query: &str, wait: Option<f64>) -> Met {
     let depth = if wait.is_some() { "brief" } else { "full" };
     let request = client.analyze(&json!({ "query": query, "wait": wait.unwrap_or(0.0), "depth": depth }));
@@ -176,6 +172,7 @@ async fn ask(client: &Client, query: &str, wait: Option<f64>) -> Met {
                 waits: wait.is_some(),
                 answered_at: Clock::system().now(),
                 eta_seconds: job.queue.and_then(|queue| queue.eta_seconds),
+                takes: None,
             })
         }),
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Met::Refused,
@@ -194,7 +191,6 @@ pub(super) async fn jobs(client: &Client, states: &[&str]) -> Option<u64> {
     states.iter().map(count).sum()
 }
 
-/// Reads the accepted jobs whose end no client has seen.
 pub(super) async fn look_after(client: &Client, tally: &Tally) {
     let looks = stream::iter(tally.pending()).for_each_concurrent(LOOKS_AT_ONCE, async |pending| {
         let request = client.request(Method::GET, &job_path(&pending.id.to_string())).timeout(GIVE_UP);

@@ -13,9 +13,8 @@ const STEP: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
     pub(super) at: Duration,
-    /// How long its answer takes.
     pub(super) takes: Duration,
-    /// When its client must be answered.
+    /// Its client must be answered then.
     pub(super) until: Duration,
 }
 

@@ -66,7 +66,6 @@ pub(super) fn render(report: &Report) -> anyhow::Result<String> {
     Ok(template.render(context! { simulated, interrupted, charts, area => AREA, words => report.to_string() })?)
 }
 
-/// A chart up to the second `end`, for the template.
 fn chart(title: &str, unit: &str, lines: &[Line], end: f64) -> Value {
     let (left, top, right, bottom) = AREA;
     let highest = lines.iter().flat_map(|(.., points)| points).map(|(_, y)| *y).fold(0.0, f64::max);

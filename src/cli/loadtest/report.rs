@@ -14,14 +14,11 @@ use super::{
 #[derive(Serialize)]
 pub(super) struct Setup {
     pub(super) simulated: bool,
-    /// A signal ended it early: the report covers the time until then.
     pub(super) interrupted: bool,
     #[serde(flatten)]
     pub(super) load: Load,
-    /// Answers a second that the account allows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) capacity_per_second: Option<f64>,
-    /// Calls at once, if the service was started for this load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) workers: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,11 +47,9 @@ pub(super) struct Report {
     latency: Latency,
     /// From the time of the question to any answer.
     answers: Latency,
-    /// The largest delay with which this program sent a question.
     generator_lag_ms: f64,
     estimates: Estimates,
     ordinary: Ordinary,
-    /// The length of each part of `over_time`.
     pub(super) part_seconds: f64,
     pub(super) over_time: Vec<Part>,
 }
@@ -86,7 +81,6 @@ pub(super) struct Percentiles {
 #[derive(Serialize)]
 struct Estimates {
     compared: u64,
-    /// Relative to the real time.
     #[serde(skip_serializing_if = "Option::is_none")]
     median_error: Option<f64>,
 }
@@ -107,8 +101,8 @@ pub(super) struct Part {
 impl Report {
     pub(super) fn new(setup: Setup, tally: &Tally) -> Report {
         let loaded_seconds = tally.loaded_for().as_secs_f64();
-        let part_seconds = tally.bin().as_secs_f64();
-        let ended = tally.elapsed().as_nanos().div_ceil(tally.bin().as_nanos());
+        let part_seconds = tally.bin.as_secs_f64();
+        let ended = tally.elapsed().as_nanos().div_ceil(tally.bin.as_nanos());
         let known = tally.known();
         let (Times { asked, declined, calls, .. }, eta_errors) = (&known.times, &known.eta_errors);
         let workers = setup.workers.filter(|_| !asked.is_empty());

@@ -1,7 +1,7 @@
 //! Counts of a load: in all, and over time in at most [`BINS`] parts and those of the last wait. So memory is bounded,
 //! however long the load is and however much it sends.
 
-use std::{collections::HashMap, fmt, sync::OnceLock, time::Duration};
+use std::{fmt, time::Duration};
 
 use hdrhistogram::Histogram;
 use parking_lot::{Mutex, MutexGuard};
@@ -15,16 +15,12 @@ use crate::{clock::Timestamp, job::JobId};
 /// Parts of the load, unless a part would be shorter than a second.
 const BINS: u32 = 120;
 
-/// The service answers within this time.
 pub(super) const IN_TIME: Duration = Duration::from_secs(30);
 
-/// The longest that the service holds a client.
 pub(super) const LONGEST_HOLD: Duration = Duration::from_secs(29);
 
-/// A `202` within this time came at once.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Most questions whose times are stored.
 const MAX_ASKED: usize = 400_000;
 
 /// Most accepted jobs that are read after the load; of more, a random choice.
@@ -33,7 +29,6 @@ const MAX_PENDING: usize = 20_000;
 /// The longest latency of the histograms, in microseconds: longer than any client waits.
 const MAX_MICROS: u64 = 120_000_000;
 
-/// How a question ended for its client.
 #[derive(Clone, Copy)]
 pub(super) enum Met {
     Answer,
@@ -51,16 +46,17 @@ pub(super) struct Pending {
     pub(super) waits: bool,
     pub(super) answered_at: Timestamp,
     pub(super) eta_seconds: Option<u64>,
+    /// When it was accepted, and how long its answer takes, if that is known.
+    pub(super) takes: Option<(Duration, Duration)>,
 }
 
-/// Questions by their end.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Counts {
-    /// Answered `200` with the memo.
+    /// `200`.
     pub(super) answered: u64,
-    /// Answered `202` with the job.
+    /// `202`.
     pub(super) accepted: u64,
-    /// Answered `503` or `429`.
+    /// `503` or `429`.
     pub(super) refused: u64,
     /// Other statuses.
     pub(super) failed: u64,
@@ -69,7 +65,6 @@ pub(super) struct Counts {
     pub(super) hung_up: u64,
 }
 
-/// A part of the time.
 #[derive(Clone)]
 pub(super) struct Bin {
     /// By the time of the end.
@@ -82,7 +77,6 @@ pub(super) struct Bin {
     pub(super) queued: Option<u64>,
 }
 
-/// Questions in all, as in the report.
 #[derive(Clone, Copy, Default, Serialize)]
 pub(super) struct Sums {
     pub(super) sent: u64,
@@ -93,28 +87,22 @@ pub(super) struct Sums {
     pub(super) answered_in_time: u64,
 }
 
-/// Background jobs, as in the report.
 #[derive(Clone, Copy, Default, Serialize)]
 pub(super) struct Ordinary {
-    /// Jobs of clients that did not wait.
     pub(super) accepted: u64,
-    /// Those of them that were finished when the load was over.
     pub(super) finished: u64,
-    /// Jobs of clients that waited and got a `202`, finished when the load was over.
+    /// Jobs of waiting clients that got a `202`.
     pub(super) of_waiters_finished: u64,
 }
 
-/// What the oracle needs to know.
+/// For the oracle.
 #[derive(Default)]
 pub(super) struct Times {
-    /// Questions of clients that wait.
+    /// By clients that wait.
     pub(super) asked: Vec<Asked>,
     /// Those of them that got their `202` at once.
     pub(super) declined: Vec<Asked>,
-    /// Begin and end of each call.
     pub(super) calls: Vec<(Duration, Duration)>,
-    /// When a pending job was accepted, and how long its answer takes.
-    pending: HashMap<JobId, (Duration, Duration)>,
 }
 
 pub(super) struct Known {
@@ -122,9 +110,8 @@ pub(super) struct Known {
     pub(super) ordinary: Ordinary,
     /// Of `200`s, in microseconds.
     pub(super) latency: Histogram<u64>,
-    /// Of all answers, in microseconds.
+    /// Of all answers.
     pub(super) answers: Histogram<u64>,
-    /// The longest delay of this program before it sent a question.
     pub(super) lag: Duration,
     pub(super) bins: Vec<Bin>,
     /// Errors of estimates relative to the real time, in thousandths.
@@ -136,12 +123,13 @@ pub(super) struct Known {
 
 pub(super) struct Tally {
     duration: Duration,
-    bin: Duration,
-    started: OnceLock<Instant>,
+    pub(super) bin: Duration,
+    pub(super) started: Instant,
     known: Mutex<Known>,
 }
 
 impl Tally {
+    /// Times count from now.
     pub(super) fn new(duration: Duration) -> Tally {
         let bin = (duration / BINS).max(Duration::from_secs(1));
         let empty =
@@ -160,19 +148,11 @@ impl Tally {
             pending: Vec::new(),
             pendings_seen: 0,
         };
-        Tally { duration, bin, started: OnceLock::new(), known: Mutex::new(known) }
-    }
-
-    pub(super) fn start(&self) -> Instant {
-        *self.started.get_or_init(Instant::now)
+        Tally { duration, bin, started: Instant::now(), known: Mutex::new(known) }
     }
 
     pub(super) fn elapsed(&self) -> Duration {
-        self.started.get().map_or(Duration::ZERO, Instant::elapsed)
-    }
-
-    pub(super) fn bin(&self) -> Duration {
-        self.bin
+        self.started.elapsed()
     }
 
     pub(super) fn loaded_for(&self) -> Duration {
@@ -183,7 +163,6 @@ impl Tally {
         self.known.lock()
     }
 
-    /// A question was sent, `lag` after its time.
     pub(super) fn record_sent(&self, waits: bool, lag: Duration) {
         let mut known = self.known();
         known.sums.sent += 1;
@@ -197,11 +176,12 @@ impl Tally {
         let waits = wait.is_some();
         let ended = self.elapsed();
         let took = ended.saturating_sub(at);
-        let micros = u64::try_from(took.as_micros()).unwrap_or(MAX_MICROS).clamp(1, MAX_MICROS);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(MAX_MICROS).max(1);
         let in_time = matches!(met, Met::Answer) && took <= IN_TIME;
         let mut known = self.known();
         let known = &mut *known;
-        if let Some(takes) = takes.filter(|_| known.times.asked.len() + known.times.calls.len() < MAX_ASKED) {
+        let takes = takes.filter(|_| known.times.asked.len() + known.times.calls.len() < MAX_ASKED);
+        if let Some(takes) = takes {
             known.times.record(at, ended, wait, takes, met);
         }
         if waits && !matches!(met, Met::HungUp) {
@@ -222,7 +202,7 @@ impl Tally {
         }
         if let Met::Accepted(pending) = met {
             known.ordinary.accepted += u64::from(!waits);
-            known.store(pending);
+            known.store(Pending { takes: takes.map(|takes| (ended, takes)), ..pending });
         }
     }
 
@@ -240,7 +220,7 @@ impl Tally {
         known.ordinary.finished += u64::from(!pending.waits);
         known.ordinary.of_waiters_finished += u64::from(pending.waits);
         let took = finished_at.since(pending.answered_at);
-        if let Some((accepted, takes)) = known.times.pending.remove(&pending.id) {
+        if let Some((accepted, takes)) = pending.takes {
             let finished = accepted + took;
             known.times.calls.push((finished.saturating_sub(takes), finished));
         }
@@ -276,10 +256,7 @@ impl Times {
         self.asked.extend(asked);
         match met {
             Met::Answer => self.calls.push((ended.saturating_sub(takes), ended)),
-            Met::Accepted(pending) => {
-                self.pending.insert(pending.id, (ended, takes));
-                self.declined.extend(asked.filter(|_| ended.saturating_sub(at) < AT_ONCE));
-            }
+            Met::Accepted(_) => self.declined.extend(asked.filter(|_| ended.saturating_sub(at) < AT_ONCE)),
             Met::Refused | Met::Failed | Met::Nothing | Met::HungUp => {}
         }
     }
@@ -306,7 +283,6 @@ impl Known {
     }
 }
 
-/// The number of whole parts in a time.
 fn parts(time: Duration, part: Duration) -> usize {
     usize::try_from(time.as_nanos() / part.as_nanos()).unwrap_or(usize::MAX)
 }
@@ -334,13 +310,12 @@ mod tests {
 
     fn pending(waits: bool) -> Pending {
         let answered_at = Timestamp::from_millis(1_800_000_000_000);
-        Pending { id: JobId::nil(), waits, answered_at, eta_seconds: Some(10) }
+        Pending { id: JobId::nil(), waits, answered_at, eta_seconds: Some(10), takes: None }
     }
 
     #[tokio::test(start_paused = true)]
     async fn latency_counts_from_the_moment_of_the_question_however_late_it_was_sent() {
         let tally = Tally::new(Duration::from_secs(10));
-        tally.start();
         tally.record_sent(true, Duration::from_secs(2));
         tokio::time::advance(Duration::from_secs(9)).await;
         tally.record_end(Duration::from_secs(1), Some(30.0), None, Met::Answer);
@@ -354,7 +329,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_within_thirty_seconds_counts_even_if_it_comes_after_the_load() {
         let tally = Tally::new(Duration::from_secs(20));
-        tally.start();
         tokio::time::advance(Duration::from_secs(35)).await;
         tally.record_end(Duration::from_secs(2), Some(30.0), None, Met::Answer);
         tally.record_end(Duration::from_secs(19), Some(30.0), None, Met::Answer);
@@ -365,7 +339,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_became_of_accepted_jobs_is_counted_by_who_asked() {
         let tally = Tally::new(Duration::from_secs(5));
-        tally.start();
         for waits in [true, false, false] {
             tally.record_end(Duration::ZERO, waits.then_some(30.0), None, Met::Accepted(pending(waits)));
         }

@@ -17,7 +17,6 @@ const REMOVED_AT_ONCE: usize = 64;
 pub(super) struct AuditIndex {
     /// Each entry's size in bytes.
     entries: BTreeMap<Uuid, usize>,
-    /// Sum of the sizes.
     bytes: usize,
 }
 
@@ -59,7 +58,6 @@ impl AuditIndex {
         surplus.take(REMOVED_AT_ONCE).map(|(other, _)| *other).collect()
     }
 
-    /// The ids of entries before `before`, newest first.
     pub(super) fn before(&self, before: Option<Uuid>, limit: usize) -> Vec<Uuid> {
         let range = (Unbounded, before.map_or(Unbounded, Excluded));
         self.entries.range(range).rev().take(limit).map(|(id, _)| *id).collect()

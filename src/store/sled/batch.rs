@@ -6,24 +6,26 @@
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use super::{
+    cache::RecordCache,
     codec::encode,
     disk::Disk,
+    error::Result,
     idempotency::Keys,
     keys::{self, Seq},
     ledger::{LedgerEntry, LedgerRecord},
+    load::View,
     shared::Shared,
 };
 use crate::{
     clock::Timestamp,
     job::{Job, JobId, delivery::Delivery},
-    store::traits::{StoreError, Totals},
+    store::traits::StoreError,
 };
 
 /// Sends the reply to a command, or the error with which the batch failed.
 type Reply = Box<dyn FnOnce(Option<StoreError>)>;
 
-/// Shows something to readers.
-type Effect = Box<dyn FnOnce(&Shared)>;
+type Effect = Box<dyn FnOnce(&mut View, &RecordCache)>;
 
 pub(super) struct Batch<'a> {
     pub(super) shared: &'a Shared,
@@ -63,14 +65,13 @@ impl Batch<'_> {
         self.staged.replies.push(Box::new(reply));
     }
 
-    /// What to show to readers once the batch is durable.
-    pub(super) fn show(&mut self, effect: impl FnOnce(&Shared) + 'static) {
+    pub(super) fn show(&mut self, effect: impl FnOnce(&mut View, &RecordCache) + 'static) {
         self.staged.effects.push(Box::new(effect));
     }
 
     /// The job as the batch leaves it so far.
-    pub(super) fn job(&self, id: JobId) -> Result<(Seq, Job), StoreError> {
-        let index = self.shared.index.read();
+    pub(super) fn job(&self, id: JobId) -> Result<(Seq, Job)> {
+        let index = &self.shared.view.read().index;
         let found = index.seq(id).and_then(|seq| match self.staged.jobs.get(&seq) {
             Some(staged) => Some((seq, Job::clone(staged.as_ref()?))),
             None => Some((seq, index.get(seq)?.clone())),
@@ -78,7 +79,6 @@ impl Batch<'_> {
         found.ok_or(StoreError::NotFound(id))
     }
 
-    /// The ids of the jobs staged.
     pub(super) fn staged_ids(&self) -> impl Iterator<Item = JobId> + '_ {
         self.staged.jobs.values().flatten().map(|job| job.id)
     }
@@ -96,32 +96,32 @@ impl Batch<'_> {
 
     /// The webhook of a job, unless it is settled.
     pub(super) fn open_delivery(&self, seq: Seq) -> Option<Delivery> {
-        self.staged.deliveries.get(&seq).cloned().or_else(|| self.shared.deliveries.read().get(seq).cloned())
+        self.staged.deliveries.get(&seq).cloned().or_else(|| self.shared.view.read().deliveries.get(seq).cloned())
     }
 
     /// The webhook of a job, if it has one.
-    pub(super) fn delivery(&self, seq: Seq) -> Result<Option<Delivery>, StoreError> {
+    pub(super) fn delivery(&self, seq: Seq) -> Result<Option<Delivery>> {
         match self.open_delivery(seq) {
             Some(open) => Ok(Some(open)),
             None => Ok(self.disk.delivery(seq)?),
         }
     }
 
-    pub(super) fn set_delivery(&mut self, seq: Seq, delivery: Delivery) -> Result<(), StoreError> {
+    pub(super) fn set_delivery(&mut self, seq: Seq, delivery: Delivery) -> Result<()> {
         self.disk.write_delivery(seq, &delivery)?;
         self.staged.deliveries.insert(seq, delivery);
         Ok(())
     }
 
     /// Writes the metadata of all jobs touched, the commit point of their changes, and syncs.
-    pub(super) fn write(&mut self) -> Result<(), StoreError> {
+    pub(super) fn write(&mut self) -> Result<()> {
         if self.staged.changes.is_empty() && !self.staged.has_other_writes {
             return Ok(());
         }
         let (disk, shared) = (self.disk, self.shared);
         let mut touched: Vec<Seq> = self.staged.jobs.keys().copied().collect();
         touched.sort_unstable();
-        disk.begin(touched.clone(), &shared.index.read(), shared.clock.save())?;
+        disk.begin(touched.clone(), &shared.view.read().index, shared.clock.save())?;
         // Before the metadata: an entry whose metadata a crash cuts off will not count.
         self.write_ledger()?;
         for seq in &touched {
@@ -147,11 +147,11 @@ impl Batch<'_> {
         Ok(())
     }
 
-    fn write_ledger(&mut self) -> Result<(), StoreError> {
+    fn write_ledger(&mut self) -> Result<()> {
         if self.staged.entries.is_empty() {
             return Ok(());
         }
-        let ledger = self.shared.ledger.read();
+        let ledger = &self.shared.view.read().ledger;
         self.staged.records = ledger.records(&self.staged.entries);
         for key in ledger.surplus() {
             self.disk.tree().remove(key)?;
@@ -163,56 +163,46 @@ impl Batch<'_> {
     }
 
     /// Shows a durable batch to readers, announces its changes and sends its replies.
-    pub(super) fn publish(mut self, started: Instant) {
-        let shared = self.shared;
-        self.staged.effects.drain(..).for_each(|effect| effect(shared));
-        if !self.staged.changes.is_empty() {
-            let mut keys = shared.keys.write();
-            self.staged.changes.iter().filter_map(|(_, job, _)| job.as_ref()).for_each(|job| keys.record(job));
-        }
-        // Before the jobs: who sees an attempt ended finds its cost.
-        let has_spent = !self.staged.records.is_empty();
-        if has_spent {
-            let mut ledger = shared.ledger.write();
-            ledger.forget_surplus();
-            self.staged.records.drain(..).for_each(|record| ledger.apply(record));
-        }
-        self.show_jobs();
-        let has_jobs = !self.staged.changes.is_empty();
+    pub(super) fn publish(self, started: Instant) {
+        let (shared, staged) = (self.shared, self.staged);
+        let (has_jobs, has_spent) = (!staged.changes.is_empty(), !staged.records.is_empty());
+        let totals = {
+            // All at one moment: who sees an attempt ended finds its cost, and no message is due while its job has not ended.
+            let view = &mut *shared.view.write();
+            staged.effects.into_iter().for_each(|effect| effect(view, &shared.cache));
+            if has_spent {
+                view.ledger.forget_surplus();
+                staged.records.into_iter().for_each(|record| view.ledger.apply(record));
+            }
+            for (seq, job, now) in &staged.changes {
+                match job {
+                    Some(job) => view.keys.record(job),
+                    None => {
+                        shared.cache.remove(*seq);
+                        view.deliveries.replace(*seq, None);
+                    }
+                }
+                view.index.replace(*seq, job.clone(), *now);
+            }
+            for (seq, delivery) in staged.deliveries {
+                // A job removed by the batch has no webhook any more.
+                if let Some(caller) = view.index.get(seq).map(|job| job.caller) {
+                    view.index.set_unnotified(seq, delivery.next_at().is_some());
+                    view.deliveries.replace(seq, Some((caller, delivery)));
+                }
+            }
+            view.totals()
+        };
         if has_jobs {
             shared.metrics.store_commits.inc();
             shared.metrics.store_commit_seconds.observe(started.elapsed().as_secs_f64());
         }
         // Before the replies: a worker's way to Claude is longer than a reply's to its client.
         if let Some(feed) = shared.feed.get().filter(|_| has_jobs || has_spent) {
-            let changed: Vec<Arc<Job>> = self.staged.changes.drain(..).filter_map(|(_, job, _)| job).collect();
-            let totals = Totals { ended: shared.index.read().ended(), spent: shared.ledger.read().spent() };
+            let changed: Vec<Arc<Job>> = staged.changes.into_iter().filter_map(|(_, job, _)| job).collect();
             feed.changed(&changed, totals);
         }
-        self.staged.replies.into_iter().for_each(|reply| reply(None));
-    }
-
-    fn show_jobs(&mut self) {
-        if self.staged.changes.is_empty() && self.staged.deliveries.is_empty() {
-            return;
-        }
-        let mut index = self.shared.index.write();
-        // With the jobs, never before: a message must not be due while its job has not ended.
-        let mut deliveries = self.shared.deliveries.write();
-        for (seq, job, now) in &self.staged.changes {
-            index.replace(*seq, job.clone(), *now);
-            if job.is_none() {
-                self.shared.cache.remove(*seq);
-                deliveries.replace(*seq, None);
-            }
-        }
-        for (seq, delivery) in self.staged.deliveries.drain() {
-            // A job removed by the batch has no webhook any more.
-            if let Some(caller) = index.get(seq).map(|job| job.caller) {
-                index.set_unnotified(seq, delivery.next_at().is_some());
-                deliveries.replace(seq, Some((caller, delivery)));
-            }
-        }
+        staged.replies.into_iter().for_each(|reply| reply(None));
     }
 
     /// Replies to every command staged that the batch failed.

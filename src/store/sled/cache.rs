@@ -10,13 +10,11 @@ use quick_cache::{Weighter, sync::Cache};
 use super::keys::Seq;
 use crate::job::{Attempt, Job, JobRecord, JobRequest, MAX_ATTEMPTS};
 
-/// Most bytes of records, as on disk.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// A record of usual size; the cache sizes its tables by it.
 const USUAL_BYTES: u64 = 4 << 10;
 
-/// What a job's records take beside their bytes.
 const OVERHEAD_BYTES: u64 = 256;
 
 pub(super) struct RecordCache(Cache<Seq, Bodies, Weight>);
@@ -27,7 +25,6 @@ pub(super) struct Bodies {
     pub(super) request: Arc<JobRequest>,
     /// Oldest first; without a gap, but for released ones that the next one stands for and the oldest of very many.
     pub(super) attempts: Vec<Arc<Attempt>>,
-    /// Of all of them, on disk.
     pub(super) bytes: usize,
 }
 

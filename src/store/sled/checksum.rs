@@ -21,7 +21,6 @@ pub(super) struct Checksum {
     /// Version of the metadata records that are added up.
     version: u8,
     touched: Vec<Seq>,
-    /// The sum of the fingerprints of all other jobs.
     others: u64,
     /// The service time, from which the next start goes on.
     pub(super) time: SavedTime,

@@ -12,20 +12,17 @@ use crate::job::Job;
 /// sled puts a page over a quarter of a segment into a blob file, which it never syncs. About 17 values share a page.
 const CHUNK_BYTES: usize = 24 << 10;
 
-/// Version of a metadata record, its first byte.
 pub(super) const VERSION: u8 = 0;
 
 /// Most metadata records are smaller. Reserved at once, because every change, and every job at start, encodes one.
 const METADATA_BYTES: usize = 128;
 
-/// The metadata record of a job.
 pub(super) fn encode(job: &Job) -> Result<Vec<u8>, Fault> {
     let mut record = Vec::with_capacity(METADATA_BYTES);
     record.push(VERSION);
     Ok(postcard::to_extend(job, record)?)
 }
 
-/// The job of a metadata record.
 pub(super) fn decode(bytes: &[u8]) -> Result<Job, Fault> {
     match bytes.split_first() {
         None => Err(Fault("the record is empty".to_owned())),

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::batch::Batch;
+use super::{batch::Batch, error::Result};
 use crate::store::traits::StoreError;
 
 /// Most jobs that a batch changes: bounds how long its first change waits for the last.
@@ -17,7 +17,6 @@ const MAX_NEW: usize = 128;
 /// Most bytes of each kind in a batch, for the same reason. One command is taken however large it is.
 pub(super) const MAX_BYTES: usize = 4 << 20;
 
-/// How much of a batch a command takes.
 #[derive(Clone, Copy)]
 pub(super) struct Size {
     /// Whether it inserts new jobs; all others change jobs that are there, or records beside the jobs.
@@ -28,7 +27,6 @@ pub(super) struct Size {
 }
 
 impl Size {
-    /// A change of one job that writes little.
     pub(super) const ONE: Size = Size { is_insert: false, jobs: 1, bytes: 0 };
 
     pub(super) fn change(jobs: usize, bytes: usize) -> Size {
@@ -36,11 +34,10 @@ impl Size {
     }
 }
 
-/// Where the reply to a command arrives.
-pub(super) type Reply<T> = oneshot::Receiver<Result<T, StoreError>>;
+pub(super) type Reply<T> = oneshot::Receiver<Result<T>>;
 
 /// Stages the command in a batch, or replies with the error. Fails if the batch must fail.
-type Run = dyn FnOnce(Result<&mut Batch<'_>, StoreError>) -> Result<(), StoreError> + Send;
+type Run = dyn FnOnce(Result<&mut Batch<'_>>) -> Result<()> + Send;
 
 /// A command with its permit for the bounded queue.
 pub(super) struct Request {
@@ -54,12 +51,12 @@ impl Request {
     pub(super) fn new<T: Send + 'static>(
         size: Size,
         permit: OwnedSemaphorePermit,
-        command: impl FnOnce(&mut Batch<'_>) -> Result<T, StoreError> + Send + 'static,
+        command: impl FnOnce(&mut Batch<'_>) -> Result<T> + Send + 'static,
     ) -> (Request, Reply<T>) {
         let (sender, reply) = oneshot::channel();
         // Nobody may be listening any more.
         let send = |result| drop(sender.send(result));
-        let run = move |batch: Result<&mut Batch<'_>, StoreError>| {
+        let run = move |batch: Result<&mut Batch<'_>>| {
             let batch = match batch {
                 Ok(batch) => batch,
                 Err(fault) => {
@@ -78,7 +75,7 @@ impl Request {
         (Request { size, run: Box::new(run), _permit: permit }, reply)
     }
 
-    pub(super) fn stage(self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
+    pub(super) fn stage(self, batch: &mut Batch<'_>) -> Result<()> {
         (self.run)(Ok(batch))
     }
 
@@ -106,7 +103,6 @@ impl CommandQueue {
         self.changes.is_empty() && self.inserts.is_empty()
     }
 
-    /// Takes the commands of the next batch.
     pub(super) fn pop_batch(&mut self) -> Vec<Request> {
         let mut batch = Vec::new();
         for (lane, most) in [(&mut self.changes, MAX_CHANGES), (&mut self.inserts, MAX_NEW)] {

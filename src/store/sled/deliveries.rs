@@ -81,7 +81,6 @@ impl Deliveries {
         self.open.get(&seq).map(|(_, delivery)| delivery)
     }
 
-    /// Jobs whose message is due at `now`: of each caller the earliest `most` to each host.
     pub(super) fn due(&self, now: Timestamp, most: usize) -> Vec<(Seq, Caller, Arc<str>)> {
         let due = self.due.iter().flat_map(|((caller, host), due)| {
             let due = due.iter().take_while(|(next_at, _)| *next_at <= now).take(most);
@@ -95,12 +94,10 @@ impl Deliveries {
         self.failing.range(..before.unwrap_or(Seq::MAX)).rev().copied()
     }
 
-    /// The ended jobs whose message is still to be sent.
     pub(super) fn pending(&self) -> impl Iterator<Item = Seq> + '_ {
         self.due.values().flatten().map(|(_, seq)| *seq)
     }
 
-    /// When the next message is due after `now`.
     pub(super) fn next_after(&self, now: Timestamp) -> Option<Timestamp> {
         let after = (now.plus(Duration::from_millis(1)), 0);
         self.due.values().filter_map(|due| due.range(after..).next()).map(|(next_at, _)| *next_at).min()

@@ -21,21 +21,17 @@ use super::{
 };
 use crate::clock::SavedTime;
 
-/// How often sled writes by itself what no commit has forced out.
 const BACKGROUND_FLUSH_MS: u64 = 500;
 
-/// sled's one file within the store's folder.
 pub(super) const DB: &str = "db";
 
 /// Exists for a moment, to find out whether the disk works.
 const PROBE: &str = "probe";
 
-/// How long to wait for a lock: the process that held it may be ending right now, and sled's own threads release it a moment
-/// after the database is closed.
+/// How long to wait for a lock: its process may be ending right now, and sled's threads release it after the database is closed.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 const LOCK_POLL: Duration = Duration::from_millis(5);
 
-/// An open database.
 #[derive(Debug)]
 pub(super) struct Disk {
     tree: sled::Db,
@@ -52,7 +48,6 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Opens the store in `path`, or creates it there.
     pub(super) fn open(path: &Path, cache_bytes: u64) -> Result<Disk, OpenError> {
         let folder = |source| OpenError::Folder { path: path.to_owned(), source };
         let unreadable = |Fault(reason)| OpenError::Unreadable { path: path.to_owned(), reason };
@@ -105,12 +100,12 @@ impl Disk {
 
     /// Makes the kernel forget what it caches of the closed store in `path`, so that the next read is from the disk.
     pub(super) fn drop_cache(path: &Path) -> io::Result<()> {
-        let file = match File::options().read(true).write(true).open(path.join(DB)) {
-            Ok(file) => file,
-            // `Disk::open` judges that.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        };
+        let db = path.join(DB);
+        // `Disk::open` judges that.
+        if !db.exists() {
+            return Ok(());
+        }
+        let file = File::options().read(true).write(true).open(db)?;
         file.sync_all()?;
         #[cfg(target_os = "linux")]
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
@@ -121,7 +116,6 @@ impl Disk {
         &self.tree
     }
 
-    /// Checks that the jobs read are those that were written.
     pub(super) fn check(&self, index: &Index) -> Result<(), Fault> {
         match &self.checksum {
             Some(checksum) if !checksum.confirms(index) => {
@@ -131,7 +125,6 @@ impl Disk {
         }
     }
 
-    /// The service time when the store was last written, if it ever was.
     pub(super) fn time(&self) -> Option<&SavedTime> {
         self.time.as_ref()
     }
@@ -157,7 +150,6 @@ impl Disk {
     }
 }
 
-/// How a store in `path` is opened.
 pub(super) fn config(path: &Path, cache_bytes: u64) -> sled::Config {
     sled::Config::new()
         .path(path)
@@ -167,7 +159,6 @@ pub(super) fn config(path: &Path, cache_bytes: u64) -> sled::Config {
         .mode(sled::Mode::LowSpace)
 }
 
-/// Has sled open the store in `path`, or create it there.
 fn open_sled(path: &Path, cache_bytes: u64, is_new: bool) -> Result<sled::Db, OpenError> {
     let unreadable = |reason| OpenError::Unreadable { path: path.to_owned(), reason };
     let config = config(path, cache_bytes);
@@ -182,7 +173,6 @@ fn open_sled(path: &Path, cache_bytes: u64, is_new: bool) -> Result<sled::Db, Op
     }
 }
 
-/// Tries until the result is not locked, or [`LOCK_PATIENCE`] is over.
 pub(super) fn retry_while<T>(is_locked: impl Fn(&T) -> bool, mut attempt: impl FnMut() -> T) -> T {
     let started = Instant::now();
     loop {
@@ -199,7 +189,6 @@ fn has_no_records(db: &Path) -> io::Result<bool> {
     Ok(Log::read(File::open(db)?)?.keys().all(|key| key == keys::FORMAT))
 }
 
-/// Why a store that sled can open must not be used.
 fn lost(path: &Path, what: &str) -> String {
     format!(
         "its file {} is damaged: {what}. If the folder is a copy that was made while the service ran, remove {} to start \

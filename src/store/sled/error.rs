@@ -38,6 +38,8 @@ pub enum OpenError {
     Newer { path: PathBuf, found: u8 },
 }
 
+pub(super) type Result<T, E = StoreError> = std::result::Result<T, E>;
+
 /// Why sled or a record failed. It is no [`std::error::Error`], so that `?` makes one of any error.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Fault(pub(super) String);

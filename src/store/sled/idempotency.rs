@@ -28,7 +28,6 @@ struct Entry {
     caller: Caller,
 }
 
-/// What a key stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     Job(JobId),
@@ -43,7 +42,6 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// Adds the job's key, if it has one.
     pub(super) fn record(&mut self, job: &Job) {
         if let Some(key) = &job.idempotency {
             self.insert(key, job.id, job.caller);
@@ -107,7 +105,6 @@ pub(super) fn encode(key: &IdempotencyKey, job: JobId, caller: Caller) -> Result
     Ok(postcard::to_stdvec(&stored)?)
 }
 
-/// What [`encode`] wrote under `key`.
 pub(super) fn decode(key: [u8; 16], bytes: &[u8]) -> Result<(IdempotencyKey, JobId, Caller), Fault> {
     let stored = postcard::from_bytes(bytes).map_err(|error| Fault(format!("an idempotency key: {error}")))?;
     let StoredKey::V1 { body, job, expires_at, caller } = stored;

@@ -39,13 +39,11 @@ pub(super) struct Index {
     unnotified: BTreeSet<(Timestamp, Seq)>,
     /// Each status in order of submission. A job queued for later is listed as scheduled until [`Index::promote`].
     by_status: HashMap<JobStatus, BTreeSet<Seq>>,
-    /// The scheduled, by their time.
     scheduled: BTreeSet<(Timestamp, Seq)>,
     /// How far the service time is ahead of the wall clock.
     lead: Duration,
     /// Succeeded jobs by their question and end, if the store keeps answers.
     answers: Option<BTreeSet<(NonZeroU64, Timestamp, Seq)>>,
-    /// The sum of the fingerprints of all jobs.
     fingerprint: u64,
 }
 
@@ -136,7 +134,6 @@ impl Index {
         }
     }
 
-    /// The job of this question whose answer is the newest.
     pub(super) fn newest_answer(&self, question: NonZeroU64) -> Option<&Job> {
         let all =
             (question, Timestamp::from_millis(i64::MIN), 0)..=(question, Timestamp::from_millis(i64::MAX), Seq::MAX);
@@ -159,7 +156,6 @@ impl Index {
         }
     }
 
-    /// True if [`Index::promote`] may have something to do.
     pub(super) fn has_due(&self, now: Timestamp, lead: Duration) -> bool {
         self.scheduled.first().is_some_and(|(run_at, _)| *run_at <= now) || self.lead < lead
     }
@@ -230,7 +226,6 @@ impl Index {
         Box::new(merged.filter_map(|seq| Some((seq, self.get(seq)?))))
     }
 
-    /// How far a search to this side has come at `seq`.
     pub(super) fn progress(&self, side: Side, seq: Seq) -> Option<UnfinishedSearch> {
         let ((first, _), (last, newest)) = (self.jobs.first_key_value()?, self.jobs.last_key_value()?);
         let passed = match side {
@@ -253,13 +248,11 @@ fn onward<'a, I: DoubleEndedIterator + 'a>(side: Side, items: I) -> Box<dyn Iter
     }
 }
 
-/// The first `surplus` of these ends, and those before `before`.
 fn oldest(ends: &BTreeSet<(Timestamp, Seq)>, surplus: usize, before: Timestamp) -> impl Iterator<Item = Seq> + '_ {
     let ends = ends.iter().enumerate();
     ends.take_while(move |(place, (end, _))| *place < surplus || *end < before).map(|(_, (_, seq))| *seq)
 }
 
-/// By which a job that has ended is listed.
 fn end_of(job: &Job) -> Timestamp {
     job.finished_at.unwrap_or(job.created_at)
 }
@@ -283,7 +276,6 @@ impl ById {
         self.seqs.reserve(jobs, |_| 0);
     }
 
-    /// `jobs` holds every job inserted before.
     fn insert(&mut self, id: JobId, seq: Seq, jobs: &BTreeMap<Seq, Arc<Job>>) {
         let ById { seqs, hasher } = self;
         seqs.insert_unique(hasher.hash_one(id), seq, |seq| jobs.get(seq).map_or(0, |job| hasher.hash_one(job.id)));

@@ -1,10 +1,9 @@
-//! The first start of a store: a file stands in its folder from before the first byte until the store is durable. A start
-//! that dies in between leaves a database without its format record, which would look damaged; the file says that it is only
-//! unfinished.
+//! The first start of a store: a file stands in its folder until the store is durable. A start that dies in between leaves a
+//! database without its format record, which would look damaged; the file says that it is only unfinished.
 //!
-//! It costs no job. The store accepts none before the removal of the file is durable. And where the file does not belong, as
-//! in a copy made by hand, it is ignored: a store from which any record can be read, with sled or without, or that ever
-//! acknowledged a commit, is not new. Nothing is removed from a database because of the file: sled goes on with what it finds.
+//! The store accepts no job before the removal of the file is durable. Where the file does not belong, as in a copy made by
+//! hand, it is ignored: a store with any record, or that ever acknowledged a commit, is not new. And nothing is removed from a
+//! database because of the file: sled goes on with what it finds.
 
 use std::{
     fs::{self, File},

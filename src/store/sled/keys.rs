@@ -57,22 +57,18 @@ pub(super) fn metadata(seq: Seq) -> [u8; 9] {
     of_job(METADATA, seq)
 }
 
-/// Key of a job's request without the chunk.
 pub(super) fn request(seq: Seq) -> [u8; 9] {
     of_job(REQUEST, seq)
 }
 
-/// Key of an attempt without the chunk.
 pub(super) fn attempt(seq: Seq, number: u32) -> Vec<u8> {
     [&of_job(ATTEMPT, seq)[..], &number.to_be_bytes()].concat()
 }
 
-/// The range of the keys of a job's attempts.
 pub(super) fn attempts(seq: Seq) -> std::ops::Range<Vec<u8>> {
     of_job(ATTEMPT, seq).to_vec()..of_job(ATTEMPT, seq + 1).to_vec()
 }
 
-/// `record` with the number of a chunk.
 pub(super) fn chunk(record: &[u8], number: u16) -> Vec<u8> {
     [record, &number.to_be_bytes()].concat()
 }
@@ -104,13 +100,11 @@ pub(super) fn parse_attempt(key: &[u8]) -> Option<u32> {
     key.starts_with(&ATTEMPT).then(|| u32::from_be_bytes(bytes))
 }
 
-/// Day and number of a key of the ledger; none for other keys.
 pub(super) fn parse_ledger(key: &[u8]) -> Option<(Day, u16)> {
     let (day, number) = key.strip_prefix(&LEDGER)?.split_at_checked(4)?;
     Some((Day::from_number(u32::from_be_bytes(day.try_into().ok()?)), u16::from_be_bytes(number.try_into().ok()?)))
 }
 
-/// The jobs in the record [`PRUNING`].
 pub(super) fn parse_pruning(record: &[u8]) -> impl Iterator<Item = Seq> {
     record.chunks_exact(8).filter_map(|seq| seq.try_into().ok()).map(Seq::from_be_bytes)
 }

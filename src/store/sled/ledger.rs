@@ -1,10 +1,9 @@
 //! The ledger on disk: sums by day and model, exact whatever a crash cuts off.
 //!
-//! Within a batch only a job's own metadata commits it, so sums that are merely overwritten would be ahead of the jobs after a
-//! crash, or behind. Therefore a record holds the sums *without* its newest batch, and the entries of that batch with the
-//! attempts that they come from: at the next start an entry counts if its attempt is closed. Then it is added to the sums, and
-//! the record is written so, before any job changes. The entries of a batch are spread over as many records of the day as it
-//! takes to keep each small.
+//! Only its own metadata commits a job, so after a crash sums that are merely overwritten would be ahead of the jobs or behind.
+//! Therefore a record holds the sums *without* its newest batch, and the entries of that batch with their attempts: at the next
+//! start an entry is added if its attempt is closed, and the record is written so, before any job changes. The entries of a
+//! batch are spread over as many records of the day as it takes to keep each small.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +26,6 @@ const MAX_ENTRIES: usize = 100;
 const MAX_MODELS: usize = 48;
 const MAX_MODEL_BYTES: usize = 64;
 
-/// Where the sums of models beyond the bounds go.
 const OTHER_MODELS: &str = "other";
 
 /// Stands for a job in the entry of a call that belongs to none. No job has this number, so the entry always counts.
@@ -46,7 +44,6 @@ pub(super) struct LedgerEntry {
 /// The ledger as readers see it: durable sums alone.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct LedgerDays {
-    /// Each day's records.
     days: BTreeMap<Day, Vec<ByModel>>,
 }
 
@@ -58,7 +55,6 @@ pub(super) struct LedgerRecord {
     newest: Vec<LedgerEntry>,
 }
 
-/// A record on disk, encoded by position.
 #[derive(Serialize, Deserialize)]
 enum Stored {
     V1 { before: Vec<(String, Sums)>, newest: Vec<StoredEntry> },
@@ -74,14 +70,12 @@ struct StoredEntry {
 }
 
 impl LedgerEntry {
-    /// What an attempt that ended cost, if anything.
     pub(super) fn from_attempt(seq: Seq, attempt: &Attempt) -> Option<LedgerEntry> {
         let sums = Sums::of(&attempt.report)?;
         let model = attempt.report.model.as_deref().unwrap_or(UNKNOWN_MODEL).to_owned();
         Some(LedgerEntry { day: Day::of(attempt.finished_at), seq, attempt: attempt.number, model, sums })
     }
 
-    /// The cost of a call that belongs to no job.
     pub(super) fn without_job(day: Day, model: String, sums: Sums) -> LedgerEntry {
         LedgerEntry { day, seq: NO_JOB, attempt: 0, model, sums }
     }
@@ -94,7 +88,6 @@ impl LedgerEntry {
 }
 
 impl LedgerDays {
-    /// The ledger of a database whose jobs are those of the index.
     pub(super) fn load(tree: &sled::Tree, index: &Index) -> Result<LedgerDays, Fault> {
         let mut ledger = LedgerDays::default();
         let mut changed = Vec::new();
@@ -120,7 +113,6 @@ impl LedgerDays {
         self.days.get(&day).and_then(|records| records.get(usize::from(number))).cloned().unwrap_or_default()
     }
 
-    /// The records that a batch with these entries writes.
     pub(super) fn records(&self, entries: &[LedgerEntry]) -> Vec<LedgerRecord> {
         let mut days = BTreeMap::<Day, Vec<&LedgerEntry>>::new();
         entries.iter().for_each(|entry| days.entry(entry.day).or_default().push(entry));
@@ -135,7 +127,6 @@ impl LedgerDays {
         records
     }
 
-    /// Shows a record that is durable.
     pub(super) fn apply(&mut self, record: LedgerRecord) {
         let records = self.days.entry(record.day).or_default();
         let number = usize::from(record.number);
@@ -162,13 +153,11 @@ impl LedgerDays {
         }
     }
 
-    /// What the newest day cost.
     pub(super) fn spent(&self) -> Spent {
         let newest = self.days.last_key_value().map(|(day, records)| Spent { day: *day, sums: sum(records) });
         newest.unwrap_or_default()
     }
 
-    /// The newest days that have any sums, newest first.
     pub(super) fn newest(&self, days: usize) -> Vec<DaySums> {
         let newest = self.days.iter().rev().take(days);
         newest.map(|(day, records)| DaySums { day: *day, models: merge(records) }).collect()

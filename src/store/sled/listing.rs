@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tracing::error;
 
-use super::{disk::Disk, keys::Seq, shared::Shared};
+use super::{disk::Disk, error::Result, keys::Seq, shared::Shared};
 use crate::{
     clock::Timestamp,
     job::{Cursor, Job, JobFilter, JobPage, JobRecord, JobSelection, Listing, UnfinishedSearch},
@@ -23,7 +23,6 @@ const MAX_PAGE_BYTES: usize = 4 << 20;
 const LOOK_STEP: usize = 4_096;
 
 struct Found {
-    /// In the order of the search.
     jobs: Vec<(Seq, Job)>,
     /// How far the search went, if there may be more.
     end: Option<Seq>,
@@ -34,18 +33,11 @@ struct Found {
 /// The functions that take a [`Disk`] may block.
 impl Shared {
     /// A page of jobs with their records, searched for at most `look_time`.
-    pub(super) fn list(
-        &self,
-        disk: &Disk,
-        listing: &Listing,
-        now: Timestamp,
-        look_time: Duration,
-    ) -> Result<JobPage, StoreError> {
+    pub(super) fn list(&self, disk: &Disk, listing: &Listing, now: Timestamp, look_time: Duration) -> Result<JobPage> {
         self.page(disk, listing, self.find(disk, listing, now, look_time)?)
     }
 
-    /// The ids of a page of jobs.
-    pub(super) fn select(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
+    pub(super) fn select(&self, disk: &Disk, listing: &Listing, now: Timestamp) -> Result<JobSelection> {
         let found = self.find(disk, listing, now, LOOK_TIME)?;
         let (next, _) = neighbours(listing, &found);
         let ids = found.jobs.into_iter().map(|(_, job)| job.id).collect();
@@ -53,12 +45,12 @@ impl Shared {
     }
 
     /// A page of the jobs whose message was tried and not accepted, newest first.
-    pub(super) fn failing_deliveries(&self, disk: &Disk, listing: &Listing) -> Result<JobPage, StoreError> {
+    pub(super) fn failing_deliveries(&self, disk: &Disk, listing: &Listing) -> Result<JobPage> {
         let Listing { filter, limit, cursor, .. } = listing;
         let mut jobs: Vec<(Seq, Job)> = {
-            let (index, deliveries) = (self.index.read(), self.deliveries.read());
-            let failing = deliveries.failing(cursor.map(|cursor| cursor.from));
-            let failing = failing.filter_map(|seq| Some((seq, index.get(seq)?)));
+            let view = self.view.read();
+            let failing = view.deliveries.failing(cursor.map(|cursor| cursor.from));
+            let failing = failing.filter_map(|seq| Some((seq, view.index.get(seq)?)));
             let of_caller = failing.filter(|(_, job)| filter.caller.is_none() || job.caller == filter.caller_digest);
             of_caller.take(*limit + 1).map(|(seq, job)| (seq, job.clone())).collect()
         };
@@ -71,12 +63,11 @@ impl Shared {
         Ok(JobPage { prev: None, ..page })
     }
 
-    /// Reads the records of the jobs that were found.
-    fn page(&self, disk: &Disk, listing: &Listing, mut found: Found) -> Result<JobPage, StoreError> {
+    fn page(&self, disk: &Disk, listing: &Listing, mut found: Found) -> Result<JobPage> {
         let (mut jobs, mut bytes, mut read) = (Vec::with_capacity(found.jobs.len()), 0, 0);
         for &(seq, ref job) in &found.jobs {
             // A statement of its own, so that the lock is not held while the disk is read.
-            let open = self.deliveries.read().get(seq).cloned();
+            let open = self.view.read().deliveries.get(seq).cloned();
             let record = readable(self.record(disk, seq, job.clone(), open))?;
             bytes += record.as_ref().map_or(0, JobRecord::text_bytes);
             jobs.extend(record);
@@ -94,7 +85,7 @@ impl Shared {
         Ok(JobPage { jobs: in_order(listing, jobs), next, prev, unfinished: found.unfinished })
     }
 
-    fn find(&self, disk: &Disk, listing: &Listing, now: Timestamp, look_time: Duration) -> Result<Found, StoreError> {
+    fn find(&self, disk: &Disk, listing: &Listing, now: Timestamp, look_time: Duration) -> Result<Found> {
         let Listing { filter, limit, .. } = listing;
         let started = Instant::now();
         let mut from = listing.cursor.map(|cursor| cursor.from);
@@ -103,7 +94,7 @@ impl Shared {
         // At least one record is read, or the next page would be this one again.
         let is_over = |has_read: bool| has_read && started.elapsed() > look_time;
         let stop = |jobs, end: Option<Seq>| {
-            let unfinished = end.and_then(|seq| self.index.read().progress(listing.side(), seq));
+            let unfinished = end.and_then(|seq| self.view.read().index.progress(listing.side(), seq));
             Ok(Found { jobs, end, unfinished })
         };
         loop {
@@ -148,7 +139,7 @@ impl Shared {
         now: Timestamp,
     ) -> (Vec<(Seq, Job)>, Option<Seq>) {
         let mut found = Vec::new();
-        let index = self.index.read();
+        let index = &self.view.read().index;
         for (looked, (seq, job)) in (1..).zip(index.walk(&listing.filter, listing.side(), from)) {
             if listing.filter.takes(job, now) {
                 found.push((seq, job.clone()));
@@ -161,7 +152,7 @@ impl Shared {
     }
 
     /// Whether what was asked in a job, or answered, meets the filter. A job pruned meanwhile does not.
-    fn is_meant(&self, disk: &Disk, filter: &JobFilter, seq: Seq, job: &Job) -> Result<bool, StoreError> {
+    fn is_meant(&self, disk: &Disk, filter: &JobFilter, seq: Seq, job: &Job) -> Result<bool> {
         let Some(request) = self.request(disk, seq, job.id)? else { return Ok(false) };
         if !filter.takes_request(&request) {
             return Ok(false);
@@ -175,7 +166,7 @@ impl Shared {
 }
 
 /// Leaves out what can't be read: one damaged record must not take the others' page away.
-fn readable<T>(read: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreError> {
+fn readable<T>(read: Result<Option<T>>) -> Result<Option<T>> {
     match read {
         Err(StoreError::Corrupt { id, reason }) => {
             error!(job.id = %id, reason, "failed to read a job; it is left out of a listing");

@@ -16,25 +16,31 @@ use super::{
     keys::{self, Seq},
     ledger::LedgerDays,
 };
-use crate::{clock::Clock, job::Job};
+use crate::{clock::Clock, job::Job, store::traits::Totals};
 
 /// Jobs that a start reads at a time, and how many such parts it is ahead of the index.
 const READ_BATCH: usize = 4_096;
 const READ_AHEAD: usize = 4;
 
-/// What memory holds of a store.
-pub(super) struct Loaded {
+/// What readers see without the disk. All of it is durable.
+#[derive(Default)]
+pub(super) struct View {
     pub(super) index: Index,
     pub(super) keys: Keys,
     pub(super) deliveries: Deliveries,
     pub(super) settings: BTreeMap<String, String>,
     pub(super) audit: AuditIndex,
     pub(super) ledger: LedgerDays,
-    /// The first number that is free.
-    pub(super) next_seq: Seq,
 }
 
-pub(super) fn load(disk: &Disk, keep_answers: bool, clock: &Clock) -> Result<Loaded, Fault> {
+impl View {
+    pub(super) fn totals(&self) -> Totals {
+        Totals { ended: self.index.ended(), spent: self.ledger.spent() }
+    }
+}
+
+/// The view, and the first number that is free.
+pub(super) fn load(disk: &Disk, keep_answers: bool, clock: &Clock) -> Result<(View, Seq), Fault> {
     clock.resume(disk.time());
     // Before anything is removed, so that no number is given twice.
     let next_seq = disk.next_seq()?;
@@ -53,7 +59,7 @@ pub(super) fn load(disk: &Disk, keep_answers: bool, clock: &Clock) -> Result<Loa
     deliveries.pending().for_each(|seq| index.set_unnotified(seq, true));
     let (settings, audit) = (load_settings(disk.tree())?, AuditIndex::load(disk.tree())?);
     let ledger = LedgerDays::load(disk.tree(), &index)?;
-    Ok(Loaded { index, keys, deliveries, settings, audit, ledger, next_seq })
+    Ok((View { index, keys, deliveries, settings, audit, ledger }, next_seq))
 }
 
 /// The index, the idempotency keys of the jobs that are still in force, and the newest job's number.
@@ -77,7 +83,6 @@ fn load_jobs(disk: &Disk, keep_answers: bool, clock: &Clock) -> Result<(Index, K
     Ok((index, keys, newest))
 }
 
-/// Sends all jobs in their order, in batches.
 fn read_jobs(disk: &Disk, batches: &SyncSender<Vec<(Seq, Job)>>) -> Result<(), Fault> {
     let mut jobs = disk.jobs();
     loop {

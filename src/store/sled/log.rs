@@ -21,26 +21,21 @@ use super::keys;
 /// sled never syncs.
 pub(super) const SEGMENT_BYTES: usize = 2 << 20;
 
-/// Each segment begins with its own header.
 const SEGMENT_HEADER_BYTES: usize = 20;
 
-/// The records in a log.
 pub(super) struct Log {
     file: File,
     values: BTreeMap<Vec<u8>, Span>,
 }
 
-/// Where the body of a message or a value is.
 #[derive(Clone, Copy)]
 struct Span {
     /// The place in the log: grows with every message, whatever segment of the file that is written to.
     lsn: u64,
-    /// The place in the file.
     offset: u64,
     length: usize,
 }
 
-/// A message about a page.
 #[derive(Clone, Copy)]
 struct Message {
     kind: u8,
@@ -54,7 +49,6 @@ const BLOB_NODE: u8 = 9;
 const LINK: u8 = 10;
 const BLOB_LINK: u8 = 11;
 
-/// The newest state of a page.
 #[derive(Default)]
 struct Page {
     /// The newest node, or the message that the page is free.
@@ -78,7 +72,6 @@ impl Page {
 }
 
 impl Log {
-    /// Reads all of the file once.
     pub(super) fn read(file: File) -> io::Result<Log> {
         let mut pages = HashMap::<u64, Page>::new();
         let mut segment = vec![0; SEGMENT_BYTES];
@@ -99,12 +92,10 @@ impl Log {
         Ok(log)
     }
 
-    /// The keys of all records, in order.
     pub(super) fn keys(&self) -> impl Iterator<Item = &Vec<u8>> {
         self.values.keys()
     }
 
-    /// A record's value.
     pub(super) fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         self.values.get(key).map(|value| self.bytes(*value)).transpose()
     }

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::{
     codec::{self, read_chunks},
     disk::Disk,
-    error::Fault,
+    error::{Fault, Result},
     keys::{self, Seq},
 };
 use crate::{
@@ -28,16 +28,15 @@ impl Disk {
     }
 
     /// A job's request, if it has a record, and the size of that.
-    pub(super) fn request(&self, seq: Seq, id: JobId) -> Result<Option<(Arc<JobRequest>, usize)>, StoreError> {
+    pub(super) fn request(&self, seq: Seq, id: JobId) -> Result<Option<(Arc<JobRequest>, usize)>> {
         self.json(&keys::request(seq), id)
     }
 
-    /// As [`Disk::request`].
-    pub(super) fn attempt(&self, seq: Seq, n: u32, id: JobId) -> Result<Option<(Arc<Attempt>, usize)>, StoreError> {
+    pub(super) fn attempt(&self, seq: Seq, n: u32, id: JobId) -> Result<Option<(Arc<Attempt>, usize)>> {
         self.json(&keys::attempt(seq, n), id)
     }
 
-    fn json<T: DeserializeOwned>(&self, record: &[u8], id: JobId) -> Result<Option<(T, usize)>, StoreError> {
+    fn json<T: DeserializeOwned>(&self, record: &[u8], id: JobId) -> Result<Option<(T, usize)>> {
         let Some(bytes) = read_chunks(self.tree(), record)? else { return Ok(None) };
         let value = serde_json::from_slice(&bytes);
         let value = value.map_err(|error| StoreError::Corrupt { id, reason: error.to_string() })?;
@@ -54,7 +53,6 @@ impl Disk {
         Ok(numbers)
     }
 
-    /// The webhook of a job, if it has one.
     pub(super) fn delivery(&self, seq: Seq) -> Result<Option<Delivery>, Fault> {
         let record = self.tree().get(keys::of_job(keys::DELIVERY, seq))?;
         record.map(|record| parse_delivery(&record)).transpose()
@@ -93,7 +91,6 @@ impl Disk {
         Ok(())
     }
 
-    /// The first number that no record uses.
     pub(super) fn next_seq(&self) -> sled::Result<Seq> {
         let mut next = 1;
         for kind in [keys::METADATA, keys::REQUEST, keys::ATTEMPT] {
@@ -108,7 +105,6 @@ impl Disk {
         self.remove_all(&keys::attempt(seq, number))
     }
 
-    /// Removes what belongs to a job besides its metadata.
     pub(super) fn remove_bodies(&self, seq: Seq) -> sled::Result<()> {
         for kind in keys::BODIES {
             self.remove_all(&keys::of_job(kind, seq))?;

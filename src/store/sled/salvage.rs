@@ -5,8 +5,7 @@
 //! and has every record of every job, and the log has no other job, that is the store as `serve` sees it, and all was read.
 //! Otherwise each record is taken from the log, or from sled where the log lacks it.
 //!
-//! To open sled without its snapshot files is not a third source: it then takes a damaged segment for an unused one, and jobs
-//! would be missing without a word.
+//! sled without its snapshot files is not a third source: it takes a damaged segment for an unused one, and jobs would be missing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +21,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    codec,
+    checksum::Checksum,
+    codec, commit_counter,
     disk::{self, DB},
     error::OpenError,
     keys::{self, Seq},
@@ -36,7 +36,6 @@ use crate::job::{
 /// Most unreadable records that the summary names; the output marks all.
 const MAX_NAMED: usize = 100;
 
-/// Memory for sled's cache: each record is read once.
 const CACHE_BYTES: u64 = 64 << 20;
 
 /// Why nothing could be read at all.
@@ -57,30 +56,30 @@ pub enum SalvageError {
     Output(io::Error),
 }
 
-/// A summary for people.
 #[derive(Debug, Default)]
 pub struct Summary {
     path: PathBuf,
     jobs: usize,
     /// Why sled alone was not enough, if so.
     trouble: Option<String>,
-    /// Jobs that sled does not know.
     only_in_log: usize,
     unreadable: Vec<String>,
     /// Numbers of jobs of which no record is left, and that may have been removed as old.
     gaps: Vec<(Seq, Seq)>,
+    /// Commits that were acknowledged and are not in the store.
+    missing_commits: u64,
 }
 
 impl Summary {
-    /// Whether all was read.
     pub fn is_complete(&self) -> bool {
-        self.trouble.is_none() && self.unreadable.is_empty() && self.only_in_log == 0
+        let Summary { trouble, only_in_log, unreadable, missing_commits, .. } = self;
+        trouble.is_none() && unreadable.is_empty() && *only_in_log == 0 && *missing_commits == 0
     }
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Summary { path, jobs, trouble, only_in_log, unreadable, gaps } = self;
+        let Summary { path, jobs, trouble, only_in_log, unreadable, gaps, missing_commits } = self;
         writeln!(f, "{jobs} jobs read from {}", path.display())?;
         if self.is_complete() {
             return writeln!(f, "all records were read");
@@ -91,6 +90,9 @@ impl fmt::Display for Summary {
         }
         if *only_in_log > 0 {
             writeln!(f, "{only_in_log} of the jobs were found only in the store's log")?;
+        }
+        if *missing_commits > 0 {
+            writeln!(f, "the last {missing_commits} commits are missing")?;
         }
         writeln!(f, "{} records could not be read", unreadable.len())?;
         for record in unreadable.iter().take(MAX_NAMED) {
@@ -130,10 +132,8 @@ pub fn export(path: &Path, out: &mut dyn Write) -> Result<Summary, SalvageError>
 
 /// sled, opened on a copy.
 struct Copy {
-    /// There until this is dropped.
     tree: Option<sled::Db>,
     keys: BTreeSet<Vec<u8>>,
-    /// Why it is not the whole store, if so.
     trouble: Option<String>,
     _folder: tempfile::TempDir,
 }
@@ -205,21 +205,12 @@ fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The records of both sources.
 struct Records {
     log: Log,
     copy: Option<Copy>,
     /// Why sled is not the whole store, if so.
     trouble: Option<String>,
     keys: BTreeSet<Vec<u8>>,
-}
-
-/// A record as far as it can be read.
-enum Found {
-    Nothing,
-    Whole(Vec<u8>),
-    /// With what is left of it.
-    Broken(Vec<u8>),
 }
 
 impl Records {
@@ -247,26 +238,31 @@ impl Records {
         self.trouble.is_some() || self.copy.as_ref().is_some_and(|copy| copy.keys.contains(key))
     }
 
-    /// The record whose chunks' keys begin with `record`.
-    fn chunks(&self, record: &[u8]) -> Found {
+    /// What is left of the record whose chunks' keys begin with `record`, and whether that is all of it.
+    fn chunks(&self, record: &[u8]) -> Option<(Vec<u8>, bool)> {
         let end = keys::chunk(record, u16::MAX);
-        let mut keys = self.keys.range(record.to_vec()..=end).zip(0_u16..).peekable();
-        if keys.peek().is_none() {
-            return Found::Nothing;
+        let mut found = None;
+        for (key, number) in self.keys.range(record.to_vec()..=end).zip(0_u16..) {
+            let (bytes, is_whole) = found.get_or_insert((Vec::new(), false));
+            let chunk = self.get(key).filter(|_| *key == keys::chunk(record, number));
+            *is_whole = chunk.as_ref().is_some_and(|chunk| codec::is_last_chunk(chunk));
+            match chunk {
+                Some(chunk) => bytes.extend(chunk),
+                None => break,
+            }
         }
-        let (mut bytes, mut is_whole) = (Vec::new(), false);
-        for (key, number) in keys {
-            let Some(chunk) = self.get(key).filter(|_| *key == keys::chunk(record, number)) else {
-                return Found::Broken(bytes);
-            };
-            is_whole = codec::is_last_chunk(&chunk);
-            bytes.extend(chunk);
-        }
-        if is_whole { Found::Whole(bytes) } else { Found::Broken(bytes) }
+        found
     }
 
     fn write(&self, path: &Path, out: &mut dyn Write) -> Result<Summary, SalvageError> {
-        let mut summary = Summary { path: path.to_owned(), trouble: self.trouble.clone(), ..Summary::default() };
+        let commits = self.get(keys::CHECKSUM).and_then(|record| Checksum::decode(&record).ok());
+        let commits = commits.map_or(0, |checksum| checksum.commits);
+        let mut summary = Summary {
+            path: path.to_owned(),
+            trouble: self.trouble.clone(),
+            missing_commits: commit_counter::load(path).saturating_sub(commits),
+            ..Summary::default()
+        };
         let mut next = 1;
         for seq in self.job_numbers() {
             if seq > next && self.trouble.is_some() {
@@ -288,7 +284,6 @@ impl Records {
         Ok(summary)
     }
 
-    /// The numbers of the jobs of which there is any record.
     fn job_numbers(&self) -> BTreeSet<Seq> {
         let keys = self.keys.iter().take_while(|key| key[0] <= keys::ATTEMPT[0]);
         keys.filter_map(|key| keys::parse_seq(key)).collect()
@@ -354,12 +349,10 @@ impl Records {
     }
 }
 
-/// A job in the output.
 #[derive(Default, Serialize)]
 struct Line {
     format: u32,
     number: Seq,
-    /// Its life-cycle part, if that can be read.
     #[serde(flatten)]
     life: Option<Life>,
     /// What was asked; null if that can't be read.
@@ -378,21 +371,19 @@ struct Line {
 
 impl Line {
     /// The record as JSON, or an entry that it can't be read. One that is not expected may be missing.
-    fn parse(&mut self, name: String, record: Found, is_expected: bool) -> Option<Box<RawValue>> {
-        let left = match record {
-            Found::Nothing if !is_expected => return None,
-            Found::Nothing => Vec::new(),
-            Found::Broken(bytes) => bytes,
-            Found::Whole(bytes) => match serde_json::from_slice(&bytes) {
-                Ok(value) => return Some(value),
-                Err(_) => bytes,
-            },
-        };
-        if !left.is_empty() {
-            self.fragments.insert(name.clone(), String::from_utf8_lossy(&left).into_owned());
+    fn parse(&mut self, name: String, found: Option<(Vec<u8>, bool)>, is_expected: bool) -> Option<Box<RawValue>> {
+        if found.is_none() && !is_expected {
+            return None;
         }
-        self.unreadable.push(name);
-        None
+        let (bytes, is_whole) = found.unwrap_or_default();
+        let value = serde_json::from_slice(&bytes).ok().filter(|_| is_whole);
+        if value.is_none() {
+            if !bytes.is_empty() {
+                self.fragments.insert(name.clone(), String::from_utf8_lossy(&bytes).into_owned());
+            }
+            self.unreadable.push(name);
+        }
+        value
     }
 }
 

@@ -1,7 +1,6 @@
 //! What readers and the writer share: the open database, and all of it that memory holds.
 
 use std::{
-    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, OnceLock},
 };
@@ -10,28 +9,22 @@ use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    audit::AuditIndex,
     cache::{Bodies, RecordCache},
-    deliveries::Deliveries,
     disk::{self, Disk},
-    error::{Fault, OpenError},
-    idempotency::{self, Keys},
-    index::Index,
+    error::{Fault, OpenError, Result},
+    idempotency,
     keys::Seq,
-    ledger::LedgerDays,
-    load::{Loaded, load},
+    load::{View, load},
 };
 use crate::{
     clock::{Clock, Timestamp},
     job::{Job, JobId, JobRecord, JobRequest, delivery::Delivery},
     metrics::Metrics,
-    store::traits::{Feed, StoreError, Totals},
+    store::traits::{Feed, StoreError},
 };
 
-/// Why a store that was closed on purpose does nothing.
 pub(super) const CLOSED: &str = "the job store is closed";
 
-/// Where and how the store is kept.
 #[derive(Clone, Debug)]
 pub struct SledConfig {
     /// The folder, created if need be. Its parent must allow that.
@@ -45,12 +38,7 @@ pub struct SledConfig {
 pub(super) struct Shared {
     pub(super) config: SledConfig,
     pub(super) clock: Clock,
-    pub(super) index: RwLock<Index>,
-    pub(super) keys: RwLock<Keys>,
-    pub(super) deliveries: RwLock<Deliveries>,
-    pub(super) settings: RwLock<BTreeMap<String, String>>,
-    pub(super) audit: RwLock<AuditIndex>,
-    pub(super) ledger: RwLock<LedgerDays>,
+    pub(super) view: RwLock<View>,
     pub(super) cache: RecordCache,
     /// None while the store is unavailable.
     disk: RwLock<Option<Arc<Disk>>>,
@@ -62,17 +50,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Without a database, until [`Shared::open`].
     pub(super) fn new(config: SledConfig, clock: Clock, metrics: Metrics) -> Shared {
         Shared {
             config,
             clock,
-            index: RwLock::default(),
-            keys: RwLock::default(),
-            deliveries: RwLock::default(),
-            settings: RwLock::default(),
-            audit: RwLock::default(),
-            ledger: RwLock::default(),
+            view: RwLock::default(),
             cache: RecordCache::default(),
             disk: RwLock::default(),
             trouble: Mutex::default(),
@@ -90,16 +72,8 @@ impl Shared {
     fn load(&self) -> Result<Seq, OpenError> {
         let disk = Disk::open(&self.config.path, self.config.cache_bytes)?;
         let unreadable = |Fault(reason)| OpenError::Unreadable { path: self.config.path.clone(), reason };
-        let Loaded { index, keys, deliveries, settings, audit, ledger, next_seq } =
-            load(&disk, self.config.keep_answers, &self.clock).map_err(unreadable)?;
-        *self.ledger.write() = ledger;
-        {
-            let (mut old_index, mut old_deliveries) = (self.index.write(), self.deliveries.write());
-            (*old_index, *old_deliveries) = (index, deliveries);
-        }
-        *self.keys.write() = keys;
-        *self.settings.write() = settings;
-        *self.audit.write() = audit;
+        let (view, next_seq) = load(&disk, self.config.keep_answers, &self.clock).map_err(unreadable)?;
+        *self.view.write() = view;
         *self.disk.write() = Some(Arc::new(disk));
         *self.trouble.lock() = None;
         self.reset_feed();
@@ -121,14 +95,13 @@ impl Shared {
         drop(disk);
     }
 
-    /// Sends the feed all pending jobs.
     pub(super) fn reset_feed(&self) {
         if let Some(feed) = self.feed.get() {
-            let (pending, ended) = {
-                let index = self.index.read();
-                (index.pending(), index.ended())
+            let (pending, totals) = {
+                let view = self.view.read();
+                (view.index.pending(), view.totals())
             };
-            feed.reset(pending, Totals { ended, spent: self.ledger.read().spent() });
+            feed.reset(pending, totals);
         }
     }
 
@@ -137,7 +110,7 @@ impl Shared {
     }
 
     /// The database, or why there is none at the moment.
-    pub(super) fn working_disk(&self) -> Result<Arc<Disk>, StoreError> {
+    pub(super) fn working_disk(&self) -> Result<Arc<Disk>> {
         let reason = || self.trouble().unwrap_or_else(|| "it is being opened".to_owned());
         self.disk().ok_or_else(|| StoreError::Unavailable { reason: reason() })
     }
@@ -148,13 +121,7 @@ impl Shared {
 
     /// A job with its records; none if it was pruned since the index was read. `open` is its webhook at that moment, if that
     /// was not settled. May block.
-    pub(super) fn record(
-        &self,
-        disk: &Disk,
-        seq: Seq,
-        job: Job,
-        open: Option<Delivery>,
-    ) -> Result<Option<JobRecord>, StoreError> {
+    pub(super) fn record(&self, disk: &Disk, seq: Seq, job: Job, open: Option<Delivery>) -> Result<Option<JobRecord>> {
         let id = job.id;
         let Some(mut record) = self.bodies(disk, seq, job)? else { return Ok(None) };
         if record.request.callback_url.is_some() {
@@ -169,7 +136,7 @@ impl Shared {
     }
 
     /// As [`Shared::record`], but without the webhook.
-    pub(super) fn bodies(&self, disk: &Disk, seq: Seq, job: Job) -> Result<Option<JobRecord>, StoreError> {
+    pub(super) fn bodies(&self, disk: &Disk, seq: Seq, job: Job) -> Result<Option<JobRecord>> {
         if let Some(record) = self.cache.record(seq, &job) {
             return Ok(Some(record));
         }
@@ -189,7 +156,7 @@ impl Shared {
     }
 
     /// A job's request, if there is a record of it. May block.
-    pub(super) fn request(&self, disk: &Disk, seq: Seq, id: JobId) -> Result<Option<Arc<JobRequest>>, StoreError> {
+    pub(super) fn request(&self, disk: &Disk, seq: Seq, id: JobId) -> Result<Option<Arc<JobRequest>>> {
         match self.cache.request(seq) {
             Some(request) => Ok(Some(request)),
             None => Ok(disk.request(seq, id)?.map(|(request, _)| request)),
@@ -200,9 +167,9 @@ impl Shared {
     pub(super) fn promote(&self, now: Timestamp) {
         let lead = self.clock.lead();
         // A statement of its own: the lock for reading must be gone before that for writing is taken.
-        let is_due = self.index.read().has_due(now, lead);
+        let is_due = self.view.read().index.has_due(now, lead);
         if is_due {
-            self.index.write().promote(now, lead);
+            self.view.write().index.promote(now, lead);
         }
     }
 

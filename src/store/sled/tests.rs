@@ -6,7 +6,7 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::{ledger::LedgerEntry, load::Loaded, *};
+use super::{keys::Seq, ledger::LedgerEntry, *};
 use crate::{
     clock::SavedTime,
     job::{
@@ -22,19 +22,19 @@ use crate::{
 impl SledStore {
     /// Panics unless every list of the index agrees with its jobs.
     pub(crate) fn assert_consistent(&self) {
-        let (index, deliveries) = (self.shared.index.read(), self.shared.deliveries.read());
+        let View { index, deliveries, .. } = &*self.shared.view.read();
         index.assert_consistent();
         let pending = deliveries.pending().collect();
         assert_eq!(index.unnotified(), pending, "the unnotified jobs disagree with the webhooks");
     }
 
     pub(crate) fn pending(&self) -> Vec<Arc<Job>> {
-        self.shared.index.read().pending()
+        self.shared.view.read().index.pending()
     }
 
     /// Loses what a job asks and damages nothing else, as a page that went bad on disk does.
     pub(crate) fn lose_request(&self, id: JobId) {
-        let seq = self.shared.index.read().seq(id).unwrap();
+        let seq = self.shared.view.read().index.seq(id).unwrap();
         self.shared.disk().unwrap().tree().remove(keys::chunk(&keys::request(seq), 0)).unwrap();
         self.shared.cache.remove(seq);
     }
@@ -52,7 +52,7 @@ fn open_with_answers(path: &Path) -> SledStore {
 }
 
 /// What a start loads.
-fn load(disk: &Disk) -> Loaded {
+fn load(disk: &Disk) -> (View, Seq) {
     load::load(disk, false, &Clock::manual(at(0))).unwrap()
 }
 
@@ -303,7 +303,7 @@ async fn after_a_batch_cut_off_at(steps: usize) -> (tempfile::TempDir, SledStore
     open(folder.path()).insert(job(0), request(0)).await.unwrap();
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let Loaded { index, next_seq: first, .. } = load(&disk);
+        let (View { index, .. }, first) = load(&disk);
         let body = |n: u32| {
             let bytes = serde_json::to_vec(&*request(n)).unwrap();
             codec::write_chunks(disk.tree(), &keys::request(first + u64::from(n) - 1), &bytes).unwrap();
@@ -434,7 +434,7 @@ async fn expired_keys_do_not_come_back_at_a_start_and_many_go_at_once() {
         let config = SledConfig { path: folder.path().to_owned(), cache_bytes: 16 << 20, keep_answers: false };
         SledStore::open(config, clock.clone(), Metrics::new()).unwrap()
     };
-    let known = |store: &SledStore| store.shared.keys.read().expired(at(u32::MAX), 1_000).len();
+    let known = |store: &SledStore| store.shared.view.read().keys.expired(at(u32::MAX), 1_000).len();
     let store = open();
     for n in 0..KEYS {
         let key = IdempotencyKey { key: [n; 16], body: [1; 16], expires_at: at(100) };
@@ -483,16 +483,16 @@ async fn no_message_is_shown_before_the_end_that_it_tells_of() {
     let store = Arc::new(open(folder.path()));
     store.insert(job(0), contract::request_with_callback(0)).await.unwrap();
     let (due, ended) = {
-        let _reading = store.shared.index.read();
+        let reading = store.shared.view.read();
         let ended = tokio::spawn({
             let store = Arc::clone(&store);
             async move { store.transition(job(0).id, JobEvent::Cancel { at_risk: None }, at(5)).await }
         });
         // Until the writer waits to show the end.
-        while !store.shared.index.is_locked_exclusive() {
+        while !store.shared.view.is_locked_exclusive() {
             std::thread::yield_now();
         }
-        (store.shared.deliveries.read().due(at(9), 9), ended)
+        (reading.deliveries.due(at(9), 9), ended)
     };
     ended.await.unwrap().unwrap();
     assert_eq!((due, contract::due(&*store, 9).await), (vec![], vec![job(0).id]));
@@ -526,7 +526,7 @@ async fn of_a_batch_that_is_cut_off_nothing_is_salvaged() {
     open(folder.path()).insert(job(0), request(0)).await.unwrap();
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let Loaded { index, next_seq: first, .. } = load(&disk);
+        let (View { index, .. }, first) = load(&disk);
         disk.begin_insert_all(first, 2).unwrap();
         codec::write_chunks(disk.tree(), &keys::request(first), b"{\"query\":\"half\"}").unwrap();
         disk.begin(vec![first, first + 1], &index, SavedTime::default()).unwrap();
@@ -551,7 +551,7 @@ async fn an_interrupted_prune_is_finished_at_the_next_start() {
     {
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
         disk.tree().insert(keys::PRUNING, &1u64.to_be_bytes()).unwrap();
-        let Loaded { index, .. } = load(&disk);
+        let (View { index, .. }, _) = load(&disk);
         disk.begin(vec![1], &index, SavedTime::default()).unwrap();
         disk.tree().remove(keys::metadata(1)).unwrap();
         disk.sync().unwrap();
@@ -603,7 +603,7 @@ async fn the_ledger_is_as_durable_as_the_attempts_and_never_ahead_of_them() {
     {
         // A settle that a crash cut off before its commit point.
         let disk = Disk::open(folder.path(), 16 << 20).unwrap();
-        let Loaded { ledger, .. } = load(&disk);
+        let (View { ledger, .. }, _) = load(&disk);
         let entry = LedgerEntry { day, seq: 2, attempt: 1, model: "a".to_owned(), sums: ledger.day(day) };
         for record in ledger.records(&[entry]) {
             disk.tree().insert(record.key(), record.encode().unwrap()).unwrap();
@@ -900,7 +900,7 @@ proptest! {
                         store = open(folder.path());
                     }
                 }
-                store.shared.index.read().assert_consistent();
+                store.shared.view.read().index.assert_consistent();
                 let listing = Listing { limit: 200, ..Listing::default() };
                 let mut listed: Vec<Job> =
                     store.list(listing, at(now)).await.unwrap().jobs.into_iter().map(|record| record.job).collect();

@@ -2,7 +2,9 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::super::{batch::Batch, cache::Bodies, codec::write_chunks, command_queue::Size, idempotency::Known, keys};
+use super::super::{
+    batch::Batch, cache::Bodies, codec::write_chunks, command_queue::Size, error::Result, idempotency::Known, keys,
+};
 use crate::{
     job::{Job, JobId, JobRecord, JobRequest, delivery::Delivery},
     store::traits::{Insertion, StoreError},
@@ -18,11 +20,11 @@ pub(crate) struct NewJob {
 }
 
 impl NewJob {
-    pub(crate) fn from_records(records: Vec<JobRecord>) -> Result<Vec<NewJob>, StoreError> {
+    pub(crate) fn from_records(records: Vec<JobRecord>) -> Result<Vec<NewJob>> {
         records.into_iter().map(NewJob::from_record).collect()
     }
 
-    fn from_record(record: JobRecord) -> Result<NewJob, StoreError> {
+    fn from_record(record: JobRecord) -> Result<NewJob> {
         let JobRecord { job, request, attempts, delivery: _ } = record;
         let corrupt = |error: serde_json::Error| StoreError::Corrupt { id: job.id, reason: error.to_string() };
         let attempts = attempts.iter().map(|attempt| Ok((attempt.number, serde_json::to_vec(attempt)?)));
@@ -39,7 +41,7 @@ impl NewJob {
 }
 
 impl Batch<'_> {
-    pub(crate) fn insert_all(&mut self, all: Vec<NewJob>) -> Result<Vec<Insertion>, StoreError> {
+    pub(crate) fn insert_all(&mut self, all: Vec<NewJob>) -> Result<Vec<Insertion>> {
         let known: Vec<Option<Known>> = all.iter().map(|new| self.known(&new.job)).collect();
         if known.iter().any(Option::is_some) {
             // One may be a job of this very batch: the reply is sent only once that is durable.
@@ -59,13 +61,13 @@ impl Batch<'_> {
         Ok(insertions)
     }
 
-    pub(crate) fn import(&mut self, all: Vec<NewJob>) -> Result<Vec<Insertion>, StoreError> {
+    pub(crate) fn import(&mut self, all: Vec<NewJob>) -> Result<Vec<Insertion>> {
         // If an id comes twice, in two imports or in one, the first counts.
         let mut ids: HashSet<JobId> = self.staged_ids().collect();
         let mut insertions = Vec::with_capacity(all.len());
         for new in all {
             let id = new.job.id;
-            if self.shared.index.read().seq(id).is_some() || !ids.insert(id) {
+            if self.shared.view.read().index.seq(id).is_some() || !ids.insert(id) {
                 insertions.push(Insertion::Existing(id));
             } else {
                 self.insert(new, true)?;
@@ -78,10 +80,10 @@ impl Batch<'_> {
     /// What the job's idempotency key, if it has one, stands for.
     fn known(&self, job: &Job) -> Option<Known> {
         let (key, now) = (job.idempotency.as_ref()?, self.shared.key_time(job.created_at));
-        self.staged.keys.find(key, now).or_else(|| self.shared.keys.read().find(key, now))
+        self.staged.keys.find(key, now).or_else(|| self.shared.view.read().keys.find(key, now))
     }
 
-    fn insert(&mut self, new: NewJob, is_import: bool) -> Result<(), StoreError> {
+    fn insert(&mut self, new: NewJob, is_import: bool) -> Result<()> {
         let NewJob { job, request, request_bytes, attempts } = new;
         let seq = *self.next_seq;
         *self.next_seq += 1;
@@ -99,7 +101,7 @@ impl Batch<'_> {
         // A job with a history is not lately used.
         if attempts.is_empty() {
             let bodies = Bodies { request, attempts: Vec::new(), bytes: request_bytes.len() };
-            self.show(move |shared| shared.cache.insert(seq, bodies));
+            self.show(move |_, cache| cache.insert(seq, bodies));
         }
         let created_at = job.created_at;
         self.stage(seq, Some(job), created_at);

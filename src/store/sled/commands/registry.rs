@@ -2,43 +2,36 @@
 
 use uuid::Uuid;
 
-use super::super::{batch::Batch, keys, ledger::LedgerEntry};
-use crate::{
-    ledger::{Day, Sums},
-    store::traits::StoreError,
-};
+use super::super::{batch::Batch, error::Result, keys, ledger::LedgerEntry};
+use crate::ledger::{Day, Sums};
 
 impl Batch<'_> {
-    /// Without a value, removes the setting.
-    pub(crate) fn put_setting(&mut self, name: String, value: Option<String>) -> Result<(), StoreError> {
+    pub(crate) fn put_setting(&mut self, name: String, value: Option<String>) -> Result<()> {
         match &value {
             Some(value) => self.disk.tree().insert(keys::setting(&name), value.as_bytes())?,
             None => self.disk.tree().remove(keys::setting(&name))?,
         };
         self.staged.has_other_writes = true;
-        self.show(move |shared| {
-            let mut settings = shared.settings.write();
-            match value {
-                Some(value) => settings.insert(name, value),
-                None => settings.remove(&name),
-            };
+        self.show(move |view, _| match value {
+            Some(value) => drop(view.settings.insert(name, value)),
+            None => drop(view.settings.remove(&name)),
         });
         Ok(())
     }
 
-    pub(crate) fn append_audit(&mut self, id: Uuid, entry: &str, oldest: Uuid) -> Result<(), StoreError> {
+    pub(crate) fn append_audit(&mut self, id: Uuid, entry: &str, oldest: Uuid) -> Result<()> {
         // A batch of several entries may leave a few too many. The first entry after the next start removes them.
-        for old in self.shared.audit.read().surplus(id, entry.len(), oldest) {
+        for old in self.shared.view.read().audit.surplus(id, entry.len(), oldest) {
             self.disk.tree().remove(keys::audit(old))?;
         }
         self.disk.tree().insert(keys::audit(id), entry.as_bytes())?;
         self.staged.has_other_writes = true;
         let bytes = entry.len();
-        self.show(move |shared| shared.audit.write().append(id, bytes, oldest));
+        self.show(move |view, _| view.audit.append(id, bytes, oldest));
         Ok(())
     }
 
-    pub(crate) fn add_cost(&mut self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
+    pub(crate) fn add_cost(&mut self, day: Day, model: String, sums: Sums) -> Result<()> {
         self.staged.entries.push(LedgerEntry::without_job(day, model, sums));
         self.staged.has_other_writes = true;
         Ok(())

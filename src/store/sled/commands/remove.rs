@@ -2,10 +2,11 @@
 
 use super::super::{
     batch::Batch,
+    error::Result,
     idempotency,
     keys::{self, Seq},
 };
-use crate::{clock::Timestamp, job::JobId, store::traits::StoreError};
+use crate::{clock::Timestamp, job::JobId};
 
 /// Most jobs that a batch removes: their list must fit into one record.
 const MAX_REMOVED: usize = 2_048;
@@ -14,31 +15,24 @@ const MAX_REMOVED: usize = 2_048;
 const PRUNED_KEYS: usize = 1_024;
 
 impl Batch<'_> {
-    pub(crate) fn prune(
-        &mut self,
-        before: Timestamp,
-        keep: usize,
-        limit: usize,
-        now: Timestamp,
-    ) -> Result<usize, StoreError> {
-        let seqs = self.shared.index.read().prunable(before, keep, limit, now);
-        let expired = self.shared.keys.read().expired(self.shared.key_time(now), limit.max(PRUNED_KEYS));
+    pub(crate) fn prune(&mut self, before: Timestamp, keep: usize, limit: usize, now: Timestamp) -> Result<usize> {
+        let (seqs, expired) = {
+            let (view, keys_at) = (self.shared.view.read(), self.shared.key_time(now));
+            (view.index.prunable(before, keep, limit, now), view.keys.expired(keys_at, limit.max(PRUNED_KEYS)))
+        };
         for key in &expired {
             self.disk.tree().remove(keys::idempotency(key))?;
         }
         self.staged.has_other_writes |= !expired.is_empty();
         let has_more = expired.len() >= PRUNED_KEYS;
-        self.show(move |shared| {
-            let mut keys = shared.keys.write();
-            expired.iter().for_each(|key| keys.remove(key));
-        });
+        self.show(move |view, _| expired.iter().for_each(|key| view.keys.remove(key)));
         let removed = self.remove_jobs(seqs, now)?;
         Ok(if has_more { limit } else { removed })
     }
 
-    pub(crate) fn remove(&mut self, ids: &[JobId], now: Timestamp) -> Result<usize, StoreError> {
+    pub(crate) fn remove(&mut self, ids: &[JobId], now: Timestamp) -> Result<usize> {
         let seqs: Vec<Seq> = {
-            let index = self.shared.index.read();
+            let index = &self.shared.view.read().index;
             let is_final = |seq: &Seq| index.get(*seq).is_some_and(|job| job.state.is_final());
             ids.iter().filter_map(|id| index.seq(*id)).filter(is_final).collect()
         };
@@ -46,7 +40,7 @@ impl Batch<'_> {
     }
 
     /// Stages the removal of jobs, as far as the batch has room and no other change of them. Their keys outlive them.
-    fn remove_jobs(&mut self, mut seqs: Vec<Seq>, now: Timestamp) -> Result<usize, StoreError> {
+    fn remove_jobs(&mut self, mut seqs: Vec<Seq>, now: Timestamp) -> Result<usize> {
         seqs.retain(|seq| !self.is_staged(*seq));
         seqs.truncate(MAX_REMOVED.saturating_sub(self.staged.removed.len()));
         if seqs.is_empty() {
@@ -61,9 +55,9 @@ impl Batch<'_> {
     }
 
     /// Writes records of the keys of jobs about to be removed that are still in force.
-    fn save_keys(&self, seqs: &[Seq], now: Timestamp) -> Result<(), StoreError> {
-        let (index, now) = (self.shared.index.read(), self.shared.key_time(now));
-        for job in seqs.iter().filter_map(|seq| index.get(*seq)) {
+    fn save_keys(&self, seqs: &[Seq], now: Timestamp) -> Result<()> {
+        let (view, now) = (self.shared.view.read(), self.shared.key_time(now));
+        for job in seqs.iter().filter_map(|seq| view.index.get(*seq)) {
             if let Some(key) = job.idempotency.as_deref().filter(|key| key.expires_at > now) {
                 let record = idempotency::encode(key, job.id, job.caller)?;
                 self.disk.tree().insert(keys::idempotency(&key.key), record)?;

@@ -6,7 +6,7 @@ use super::super::{
     batch::Batch,
     codec::write_chunks,
     command_queue::MAX_BYTES,
-    error::Fault,
+    error::{Fault, Result},
     keys::{self, Seq},
     ledger::LedgerEntry,
 };
@@ -20,14 +20,14 @@ use crate::{
 const MAX_SHARED: usize = 512;
 
 impl Batch<'_> {
-    pub(crate) fn claim(&mut self, id: JobId, claim: &JobEvent, now: Timestamp) -> Result<ClaimedJob, StoreError> {
+    pub(crate) fn claim(&mut self, id: JobId, claim: &JobEvent, now: Timestamp) -> Result<ClaimedJob> {
         let (seq, job) = self.job(id)?;
         let request = self.shared.request(self.disk, seq, id)?;
         let request = request.ok_or(StoreError::Corrupt { id, reason: "its request is missing".to_owned() })?;
         Ok(ClaimedJob { job: self.apply(seq, &job, claim, now)?, request })
     }
 
-    pub(crate) fn transition(&mut self, id: JobId, event: &JobEvent, now: Timestamp) -> Result<Job, StoreError> {
+    pub(crate) fn transition(&mut self, id: JobId, event: &JobEvent, now: Timestamp) -> Result<Job> {
         let (seq, job) = self.job(id)?;
         self.apply(seq, &job, event, now)
     }
@@ -40,7 +40,7 @@ impl Batch<'_> {
         report: &Arc<AttemptReport>,
         followers: &[JobId],
         now: Timestamp,
-    ) -> Result<Vec<Job>, StoreError> {
+    ) -> Result<Vec<Job>> {
         let mut jobs = vec![self.transition(id, &JobEvent::Succeed { attempt, report: Arc::clone(report) }, now)?];
         let report = report.shared(id);
         let (size, share) = (answer_bytes(&report), JobEvent::Share { report: Arc::new(report) });
@@ -63,7 +63,7 @@ impl Batch<'_> {
     }
 
     /// Stages what an event makes of a job, and writes what belongs to it.
-    fn apply(&mut self, seq: Seq, job: &Job, event: &JobEvent, now: Timestamp) -> Result<Job, StoreError> {
+    fn apply(&mut self, seq: Seq, job: &Job, event: &JobEvent, now: Timestamp) -> Result<Job> {
         let after = job.apply(event, now)?;
         if let Some(delivery) = self.delivery_after(seq, job, &after, now)? {
             self.set_delivery(seq, delivery)?;
@@ -73,20 +73,14 @@ impl Batch<'_> {
             let attempt = Arc::new(self.shorten_history(seq, job.id, attempt)?);
             let bytes = serde_json::to_vec(&attempt).map_err(Fault::from)?;
             write_chunks(self.disk.tree(), &keys::attempt(seq, attempt.number), &bytes)?;
-            self.show(move |shared| shared.cache.push(seq, attempt, bytes.len()));
+            self.show(move |_, cache| cache.push(seq, attempt, bytes.len()));
         }
         self.stage(seq, Some(after.clone()), now);
         Ok(after)
     }
 
     /// The webhook of a job after a change, if the change is one for it.
-    fn delivery_after(
-        &self,
-        seq: Seq,
-        before: &Job,
-        after: &Job,
-        now: Timestamp,
-    ) -> Result<Option<Delivery>, StoreError> {
+    fn delivery_after(&self, seq: Seq, before: &Job, after: &Job, now: Timestamp) -> Result<Option<Delivery>> {
         Ok(match (before.state.is_final(), after.state.is_final()) {
             (false, false) => None,
             (false, true) => self.open_delivery(seq).map(|delivery| delivery.due(now)),
@@ -98,7 +92,7 @@ impl Batch<'_> {
     }
 
     /// The attempt as the history gets it. Of releases in a row only the last stays, and of very many attempts the newest.
-    fn shorten_history(&mut self, seq: Seq, id: JobId, attempt: Attempt) -> Result<Attempt, StoreError> {
+    fn shorten_history(&mut self, seq: Seq, id: JobId, attempt: Attempt) -> Result<Attempt> {
         let before = attempt.number - 1;
         let attempt = match attempt.outcome {
             AttemptOutcome::Released => match self.disk.attempt(seq, before, id) {
@@ -119,7 +113,6 @@ impl Batch<'_> {
     }
 }
 
-/// About how much an answer takes.
 pub(crate) fn answer_bytes(report: &AttemptReport) -> usize {
     report.result.as_ref().map_or(0, |result| result.get().len()) + report.raw_answer.as_ref().map_or(0, String::len)
 }

@@ -1,6 +1,6 @@
 //! Webhooks of ended jobs.
 
-use super::super::batch::Batch;
+use super::super::{batch::Batch, error::Result};
 use crate::{
     clock::Timestamp,
     job::{JobId, TransitionError, delivery::Delivery},
@@ -8,7 +8,7 @@ use crate::{
 };
 
 impl Batch<'_> {
-    pub(crate) fn resend(&mut self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
+    pub(crate) fn resend(&mut self, id: JobId, now: Timestamp) -> Result<()> {
         let (seq, job) = self.job(id)?;
         if !job.state.is_final() {
             let wanted = "sent to its callback URL";
@@ -27,7 +27,7 @@ impl Batch<'_> {
         self.set_delivery(seq, delivery.resent(now))
     }
 
-    pub(crate) fn record_delivery(&mut self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
+    pub(crate) fn record_delivery(&mut self, id: JobId, delivery: Delivery) -> Result<()> {
         let Ok((seq, _)) = self.job(id) else { return Ok(()) };
         if let Some(current) = self.open_delivery(seq)
             && current.next_at().is_some()
