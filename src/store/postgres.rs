@@ -166,7 +166,7 @@ impl PostgresStore {
             Box::new(move || drop(reply.send(result)))
         });
         lane.send(Command::Change { needs, run }).await.map_err(|_| self.closed())?;
-        // The writer must not be taken for busy with this sender alone.
+        // The writer ends once all senders are gone.
         drop(lane);
         answer.await.map_err(|_| self.closed())?
     }

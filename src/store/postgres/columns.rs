@@ -12,7 +12,7 @@ use crate::{
     ledger::{ByModel, Day},
 };
 
-/// The changed jobs and the messages to their callback URLs.
+/// The changed jobs, the messages to their callback URLs, and new idempotency keys.
 #[derive(Default)]
 pub(super) struct Columns {
     pub(super) seqs: Vec<i64>,
@@ -31,6 +31,10 @@ pub(super) struct Columns {
     pub(super) failing: Vec<bool>,
     pub(super) deliveries: Vec<Vec<u8>>,
     pub(super) removed: Vec<i64>,
+    pub(super) keys: Vec<Vec<u8>>,
+    pub(super) key_bodies: Vec<Vec<u8>>,
+    pub(super) key_jobs: Vec<JobId>,
+    pub(super) key_ends: Vec<i64>,
 }
 
 /// The number of a state in the column `status`.
@@ -50,8 +54,14 @@ pub(super) fn digest(digest: Caller) -> Option<i64> {
 }
 
 impl Columns {
-    pub(super) fn jobs(batch: &Batch) -> Result<Columns, String> {
+    pub(super) fn of(batch: &Batch) -> Result<Columns, String> {
         let mut columns = Columns::default();
+        for (name, key) in batch.keys.iter().filter(|(_, key)| key.is_new) {
+            columns.keys.push(name.clone());
+            columns.key_bodies.push(key.body.clone());
+            columns.key_jobs.push(key.job);
+            columns.key_ends.push(key.expires_at.as_millis());
+        }
         for (id, entry) in batch.entries.iter().filter(|(_, entry)| entry.is_changed) {
             let Some(job) = &entry.job else {
                 columns.removed.push(entry.seq);

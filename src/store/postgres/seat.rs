@@ -48,14 +48,14 @@ impl Seat {
     /// Waits for the seat, through all outages of the database.
     pub async fn wait(database: &Arc<Database>) -> Seat {
         loop {
-            let lost = async {
+            let waiting = async {
                 let link = connect(database).await?;
                 while !ask(&link).await? {
                     sleep(TRY_PAUSE).await;
                 }
                 Ok::<_, OpenError>(Seat { database: Arc::clone(database), link, has_lock: true })
             };
-            match lost.await {
+            match waiting.await {
                 Ok(seat) => return seat,
                 Err(error) => warn!(%error, "this standby node can't reach the database; trying again"),
             }

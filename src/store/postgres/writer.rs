@@ -330,7 +330,7 @@ impl Writer {
         for entry in batch.entries.values().filter(|entry| entry.is_changed) {
             state.count(entry);
         }
-        let jobs = Columns::jobs(batch).map_err(OpenError::Unreadable)?;
+        let jobs = Columns::of(batch).map_err(OpenError::Unreadable)?;
         let commit = async {
             let syncing = Instant::now();
             client.batch_execute("commit").await?;
@@ -359,11 +359,6 @@ impl Writer {
         let (attempt_seqs, numbers): (Vec<i64>, Vec<i64>) = places.into_iter().unzip();
         let (dropped_seqs, dropped): (Vec<i64>, Vec<i64>) = batch.dropped_attempts.iter().copied().unzip();
         let most_attempts = i64::try_from(MAX_ATTEMPTS).unwrap_or(i64::MAX);
-        let new_keys: Vec<(&Vec<u8>, &Key)> = batch.keys.iter().filter(|(_, key)| key.is_new).collect();
-        let keys: Vec<&[u8]> = new_keys.iter().map(|(key, _)| &key[..]).collect();
-        let key_bodies: Vec<&[u8]> = new_keys.iter().map(|(_, key)| &key.body[..]).collect();
-        let key_jobs: Vec<JobId> = new_keys.iter().map(|(_, key)| key.job).collect();
-        let key_ends: Vec<i64> = new_keys.iter().map(|(_, key)| key.expires_at.as_millis()).collect();
         let forget_keys = batch.forget_keys.map_or(i64::MIN, Timestamp::as_millis);
         let set = batch.settings.iter().filter_map(|(name, value)| Some((name.as_bytes(), value.as_ref()?.as_bytes())));
         let (names, values): (Vec<&[u8]>, Vec<&[u8]>) = set.unzip();
@@ -372,6 +367,7 @@ impl Writer {
         let oldest_day = state.first_kept_day();
         let Columns { seqs, ids, records, statuses, callers, questions, created, finished, unnotified, .. } = jobs;
         let Columns { delivery_seqs, delivery_callers, hosts, next, failing, deliveries, removed, .. } = jobs;
+        let Columns { keys, key_bodies, key_jobs, key_ends, .. } = jobs;
         let LedgerRows { days, models, sums } = ledger;
         let all: [(&Statement, &[Sql<'_>], bool); 13] = [
             (
@@ -388,7 +384,7 @@ impl Writer {
                 &[delivery_seqs, delivery_callers, hosts, next, failing, deliveries],
                 deliveries.is_empty(),
             ),
-            (&of.save_keys, &[&keys, &key_bodies, &key_jobs, &key_ends], keys.is_empty()),
+            (&of.save_keys, &[keys, key_bodies, key_jobs, key_ends], keys.is_empty()),
             (&of.delete_keys, &[&forget_keys, &FORGOTTEN_KEYS], batch.forget_keys.is_none()),
             (&of.delete_jobs, &[removed], removed.is_empty()),
             (&of.save_ledger, &[days, models, sums], days.is_empty()),
