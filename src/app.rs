@@ -59,7 +59,7 @@ use crate::{
     ledger::Spending,
     metrics::Metrics,
     prompts::Prompts,
-    queue::{Queue, QueueError},
+    queue::{Operations, Queue, QueueError, WorkQueue},
     registry::Registry,
     store::{
         Store,
@@ -100,7 +100,7 @@ pub struct App {
     tracker: TaskTracker,
     prompts: Prompts,
     auth: Arc<Auth>,
-    queue: Queue,
+    operations: Operations,
     audit: Arc<AuditLog>,
     store: Arc<dyn Store>,
     http: Handle<SocketAddr>,
@@ -152,7 +152,7 @@ impl App {
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
         let sessions = Sessions::load(registry.clone(), clock.clone()).await?;
         let upkeep = Upkeep {
-            queue: queue.clone(),
+            operations: queue.operations(),
             registry,
             ledger: Arc::clone(&store) as _,
             limits: limits.clone(),
@@ -160,12 +160,12 @@ impl App {
             closing: closing.clone(),
         };
         upkeep.load().await?;
-        recover(&queue).await.map_err(StartError::Recovery)?;
+        recover(&queue.work()).await.map_err(StartError::Recovery)?;
 
         // From here on nothing fails: tasks that run already would outlive a failed start.
         announce_access(auth.is_open(), address, tuning.is_simulated);
         let worker = Worker {
-            queue: queue.clone(),
+            queue: queue.work(),
             limits: limits.clone(),
             agent: agent.clone(),
             metrics: metrics.clone(),
@@ -176,9 +176,16 @@ impl App {
             DiskWatch::new(parts::store_folder(settings), parts::STORE_FILE, tuning.has_disk_floor, metrics.clone())
         });
         let warm_up_after = tuning.warm_up_after.filter(|_| !tuning.is_simulated);
-        let tracker =
-            start_tasks(&worker, parts::workers(settings), disk, webhooks.clone(), upkeep.run(warm_up_after)).await;
-        let api = api(settings, &worker, &prompts, &auth, (&store, &audit), webhooks, clock);
+        let tracker = start_tasks(
+            &worker,
+            parts::workers(settings),
+            disk,
+            webhooks.clone(),
+            upkeep.run(warm_up_after),
+            queue.operations(),
+        )
+        .await;
+        let api = api(settings, &queue, &worker, &prompts, &auth, (&store, &audit), webhooks);
         let shown = parts::shown(settings, tuning, address);
         let router = http::router(api, |api| dashboard::router(api, sessions, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
@@ -196,7 +203,7 @@ impl App {
             tracker,
             prompts,
             auth,
-            queue,
+            operations: queue.operations(),
             audit,
             store,
             http,
@@ -259,7 +266,7 @@ impl App {
         if let Err(error) = self.server.await.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
             error!(%error, "the HTTP server failed");
         }
-        if let Err(error) = self.queue.history().record(self.queue.now(), self.queue.counts()).await {
+        if let Err(error) = self.operations.history().record(self.operations.now(), self.operations.counts()).await {
             warn!(%error, "the last minute of the history is lost");
         }
         self.store.close().await;
@@ -297,7 +304,7 @@ async fn open(
 }
 
 /// Ends the attempts and the overdue jobs of the last run.
-async fn recover(queue: &Queue) -> Result<(), QueueError> {
+async fn recover(queue: &WorkQueue) -> Result<(), QueueError> {
     let orphans = queue.recover().await?;
     if orphans > 0 {
         warn!(orphans, "attempts of the last run ended with an unknown outcome");
@@ -313,6 +320,7 @@ async fn start_tasks(
     disk: Option<DiskWatch>,
     webhooks: Webhooks,
     upkeep: impl Future<Output = ()> + Send + 'static,
+    operations: Operations,
 ) -> TaskTracker {
     let Worker { queue, closing, .. } = worker.clone();
     let tracker = TaskTracker::new();
@@ -323,29 +331,30 @@ async fn start_tasks(
     Dispatcher::start(worker.clone(), workers, &tracker);
     tracker.spawn(upkeep);
     tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
-    tracker.spawn(sweeper::history::run(Arc::clone(queue.history()), queue, closing.clone()));
+    tracker.spawn(sweeper::history::run(operations, closing.clone()));
     tracker.spawn(webhooks.run(closing));
     tracker
 }
 
 fn api(
     settings: &Settings,
+    queue: &Queue,
     worker: &Worker,
     prompts: &Prompts,
     auth: &Arc<Auth>,
     (store, audit): (&Arc<dyn Store>, &Arc<AuditLog>),
     webhooks: Webhooks,
-    clock: Clock,
 ) -> Api {
     Api {
-        queue: worker.queue.clone(),
+        queue: queue.clone(),
+        operations: queue.operations(),
         ledger: Arc::clone(store) as _,
         audit: Arc::clone(audit),
         limits: worker.limits.clone(),
         models: worker.agent.planner.models.clone(),
         notes: {
-            let planner = worker.agent.planner.clone();
-            Arc::new(move || upkeep::notes(&planner, clock.now()))
+            let (planner, queue) = (worker.agent.planner.clone(), queue.clone());
+            Arc::new(move || upkeep::notes(&planner, queue.now()))
         },
         prompts: prompts.clone(),
         metrics: worker.metrics.clone(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::queue::Queue;
+use crate::queue::WorkQueue;
 
 /// Longest pause between two sweeps. A sweep that finds nothing is cheap; the disk must have room for what retention has to
 /// remove between two, and a missed signal costs no more than this.
@@ -20,7 +20,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const SWEEP_PAUSE: Duration = Duration::from_millis(5);
 
 /// Sweeps until `closing` is cancelled.
-pub async fn run(queue: Queue, closing: CancellationToken) {
+pub async fn run(queue: WorkQueue, closing: CancellationToken) {
     closing
         .run_until_cancelled(async {
             loop {

@@ -25,7 +25,7 @@ use crate::{
     job::{AttemptReport, FailureClass, FailureCode, JobRequest, disposition::Disposition},
     limits::{self, Limits, Tokens, budget::Room, gate::Ruling},
     metrics::{Metrics, kind},
-    queue::{Claim, Queue, retry::failure_report},
+    queue::{Claim, WorkQueue, retry::failure_report},
     telemetry::Span,
 };
 
@@ -40,7 +40,7 @@ const AFTER_PROBE: Duration = Duration::from_millis(250);
 
 #[derive(Clone)]
 pub struct Worker<A = Agent> {
-    pub queue: Queue,
+    pub queue: WorkQueue,
     pub limits: Limits,
     pub agent: A,
     pub metrics: Metrics,
@@ -78,7 +78,7 @@ impl<A: Analyst> Worker<A> {
                 if !is_allowed {
                     let code = self.limits.gate(claim.job.model).map_or(FailureCode::Overloaded, |closed| closed.code);
                     Permission::Release(code, "the queue was blocked before the call")
-                } else if self.queue.paused().is_some() {
+                } else if self.queue.is_paused() {
                     Permission::Release(FailureCode::Shutdown, "an operator paused the queue before the call")
                 } else {
                     Permission::Call

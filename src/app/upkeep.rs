@@ -23,7 +23,7 @@ use crate::{
     job::AttemptReport,
     ledger::{Day, Sums, UNKNOWN_MODEL, dollars},
     limits::{Limits, Tokens, budget::Room},
-    queue::Queue,
+    queue::Operations,
     registry::{Registry, Unavailable},
     store::Ledger,
 };
@@ -42,7 +42,7 @@ struct Use {
 }
 
 pub(super) struct Upkeep {
-    pub(super) queue: Queue,
+    pub(super) operations: Operations,
     pub(super) registry: Registry,
     pub(super) ledger: Arc<dyn Ledger>,
     pub(super) limits: Limits,
@@ -55,7 +55,7 @@ impl Upkeep {
     pub(super) async fn load(&self) -> Result<(), Unavailable> {
         for (model, stored) in self.uses().await? {
             // A clock that was set back must not make it the newest use for years.
-            self.agent.planner.models.schema_used(&model, stored.at.min(self.queue.now()));
+            self.agent.planner.models.schema_used(&model, stored.at.min(self.operations.now()));
         }
         Ok(())
     }
@@ -84,9 +84,9 @@ impl Upkeep {
 
     /// Has the schema compiled, if no question has come that will.
     async fn warm_up(&self) {
-        let counts = self.queue.counts();
-        let is_idle = counts.queued + counts.running == 0 && self.queue.submitted() == 0;
-        let now = self.queue.now();
+        let counts = self.operations.counts();
+        let is_idle = counts.queued + counts.running == 0 && self.operations.submitted() == 0;
+        let now = self.operations.now();
         let Some(warm_up) = self.agent.planner.warm_up(now).filter(|_| is_idle) else { return };
         let Some(mut permit) = self.limits.try_permit(None) else { return };
         let is_expected = permit.expect(warm_up.model(), warm_up.input_bytes()).is_ok();
@@ -108,7 +108,7 @@ impl Upkeep {
         let booked = match Sums::of(report) {
             Some(sums) => {
                 let model = report.model.clone().unwrap_or_else(|| UNKNOWN_MODEL.to_owned());
-                self.ledger.add(Day::of(self.queue.now()), model, sums).await.map_err(Unavailable::from)
+                self.ledger.add(Day::of(self.operations.now()), model, sums).await.map_err(Unavailable::from)
             }
             // It cost nothing, so the next start may try it again.
             None => self.registry.delete(format!("{SCHEMAS}{}", warm_up.model())).await,
@@ -148,7 +148,7 @@ impl Upkeep {
 
     /// Warns once a day of list prices that may have changed: costs and the budget would be wrong.
     fn warn_of_prices(&self, warned_on: &mut Option<Day>) {
-        let today = Day::of(self.queue.now());
+        let today = Day::of(self.operations.now());
         if warned_on.replace(today) != Some(today) {
             for (model, as_of) in self.agent.planner.outdated_prices(&today.to_string()) {
                 warn!(model, %as_of, "the list price of this model is {OLD_PRICE}");

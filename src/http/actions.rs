@@ -134,7 +134,7 @@ fn bulk(request: ActionRequest) -> Result<Bulk, Vec<FieldError>> {
 }
 
 async fn dry_run(api: &Api, bulk: &Bulk) -> Result<ActionReport, Problem> {
-    let Trial { matched, next, at_risk, seconds } = api.queue.try_out(bulk, api.allowance(None)).await?;
+    let Trial { matched, next, at_risk, seconds } = api.operations.try_out(bulk, api.allowance(None)).await?;
     let estimate = Estimate {
         input_tokens: at_risk.input_tokens,
         output_tokens: at_risk.output_tokens,
@@ -148,7 +148,7 @@ async fn dry_run(api: &Api, bulk: &Bulk) -> Result<ActionReport, Problem> {
 
 async fn apply(api: &Api, actor: &str, filter: &str, bulk: &Bulk) -> Result<ActionReport, Problem> {
     let entry = api.audit.record(AuditAction { actor, action: bulk.action.into(), detail: Some(filter) }, None).await?;
-    let Outcome { matched, changed, next } = api.queue.act(bulk, (&api.audit, &entry)).await?;
+    let Outcome { matched, changed, next } = api.operations.act(bulk, (&api.audit, &entry)).await?;
     Ok(ActionReport::new(bulk.action, matched, Some(changed), next))
 }
 

@@ -110,12 +110,12 @@ pub(super) async fn list(
     here: Here,
 ) -> Result<Response, Problem> {
     let Wanted { listing, include, is_counted } = wanted(params, None)?;
-    let (queue, memory) = (api.queue.clone(), api.memory.clone());
+    let (queue, operations, memory) = (api.queue.clone(), api.operations.clone(), api.memory.clone());
     let read = async move {
         let counted = is_counted.then(|| listing.filter.clone());
         let page = queue.list(listing).await?;
         let matched = match counted {
-            Some(filter) => queue.count(filter, Instant::now() + COUNT_TIME).await?,
+            Some(filter) => operations.count(filter, Instant::now() + COUNT_TIME).await?,
             None => None,
         };
         Ok((page, matched))

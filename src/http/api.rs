@@ -30,7 +30,7 @@ use crate::{
     limits::Limits,
     metrics::Metrics,
     prompts::Prompts,
-    queue::{Allowance, Hold, Kind, Outlook, Queue, Quota, WaitingFor},
+    queue::{Allowance, Hold, Kind, Operations, Outlook, Queue, Quota, WaitingFor},
     store::Ledger,
     webhook::Webhooks,
 };
@@ -41,6 +41,7 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// Everything the routes need.
 pub struct Api {
     pub queue: Queue,
+    pub operations: Operations,
     /// What calls cost.
     pub ledger: Arc<dyn Ledger>,
     pub audit: Arc<AuditLog>,

@@ -67,7 +67,7 @@ struct Reason {
     )
 )]
 pub(super) async fn live(State(api): State<Arc<Api>>) -> Response {
-    if api.queue.store_lost().is_cancelled() {
+    if api.operations.store_lost().is_cancelled() {
         let lost = FieldError::new("store", "can't be recovered by this process; it is ending");
         return Problem::listing(NOT_READY, vec![lost]).into_response();
     }
@@ -113,7 +113,7 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
         ),
         until: Some(budget.day_ends_at),
     });
-    let paused = api.queue.paused().map(|pause| Reason {
+    let paused = api.operations.paused().map(|pause| Reason {
         field: "queue",
         code: "paused",
         message: format!("was paused by an operator at {}", pause.at),
@@ -127,8 +127,8 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
 /// Why the service accepts no jobs; empty while it does.
 pub(super) fn troubles(api: &Api) -> Vec<FieldError> {
     let closing = api.queue.is_closing().then(|| FieldError::new("service", "is shutting down"));
-    let store = api.queue.trouble().map(|trouble| FieldError::new("store", trouble));
-    let disk = api.queue.shortage().map(|shortage| FieldError::new("disk", shortage.to_string()));
+    let store = api.operations.trouble().map(|trouble| FieldError::new("store", trouble));
+    let disk = api.operations.shortage().map(|shortage| FieldError::new("disk", shortage.to_string()));
     closing.into_iter().chain(store).chain(disk).collect()
 }
 
@@ -153,10 +153,10 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     ] {
         api.metrics.jobs.get_or_create(&kind(status)).set(gauge(count));
     }
-    api.metrics.waiters.set(gauge(api.queue.waiters()));
-    api.metrics.running_attempts.set(gauge(api.queue.running_attempts()));
+    api.metrics.waiters.set(gauge(api.operations.waiters()));
+    api.metrics.running_attempts.set(gauge(api.operations.running_attempts()));
     api.metrics.tasks.set(gauge(tokio::runtime::Handle::current().metrics().num_alive_tasks()));
-    api.metrics.oldest_queued_age_seconds.set(api.queue.oldest_queued_age().as_secs_f64());
+    api.metrics.oldest_queued_age_seconds.set(api.operations.oldest_queued_age().as_secs_f64());
     api.metrics.gate_closed.set(i64::from(api.limits.gate(None).is_some()));
     api.metrics.claude_unreachable.set(i64::from(api.limits.unreachable().is_some()));
     let per_minute = api.limits.per_minute(None);
@@ -169,16 +169,16 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     }
     api.metrics.calls_at_once.set(gauge(api.limits.calls_at_once(None)));
     spending(&api);
-    api.metrics.paused.set(i64::from(api.queue.paused().is_some()));
-    api.metrics.queue_used.set(api.queue.used());
-    api.metrics.store_available.set(i64::from(api.queue.trouble().is_none()));
+    api.metrics.paused.set(i64::from(api.operations.paused().is_some()));
+    api.metrics.queue_used.set(api.operations.used());
+    api.metrics.store_available.set(i64::from(api.operations.trouble().is_none()));
     let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     (StatusCode::OK, [(header::CONTENT_TYPE, format)], api.metrics.render()).into_response()
 }
 
 /// Updates the metrics of tokens, cost, budget and blocks.
 fn spending(api: &Api) {
-    let spent = api.queue.spent_today();
+    let spent = api.operations.spent_today();
     let metrics = &api.metrics;
     let at_risk = spent.at_risk.input_tokens.saturating_add(spent.at_risk.output_tokens);
     for (name, tokens) in [

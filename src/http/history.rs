@@ -110,7 +110,7 @@ pub(super) async fn get(
     let period = resolution.period();
     // Minus one period, because the current one counts.
     let from = from.unwrap_or_else(|| api.queue.now().minus(span(resolution) - period));
-    let periods = api.queue.history().read(resolution, from, api.queue.counts());
+    let periods = api.operations.history().read(resolution, from, api.queue.counts());
     let mut total = periods.first().cloned();
     if let Some(total) = &mut total {
         periods[1..].iter().for_each(|period| total.add(period));

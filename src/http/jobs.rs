@@ -161,7 +161,7 @@ pub(super) async fn retry(State(api): State<Arc<Api>>, id: Id) -> Result<Respons
     )
 )]
 pub(super) async fn delete(State(api): State<Arc<Api>>, id: Id) -> Result<StatusCode, Problem> {
-    api.queue.delete(id.job).await?;
+    api.operations.delete(id.job).await?;
     id.record(&api, "delete", true).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -182,7 +182,7 @@ pub(super) async fn delete(State(api): State<Arc<Api>>, id: Id) -> Result<Status
 pub(super) async fn reparse(_: Admin, State(api): State<Arc<Api>>, id: Id) -> Result<Response, Problem> {
     let had_failed = api.queue.find(id.job).await.is_ok_and(|job| matches!(job.state, JobState::Failed { .. }));
     let read = |text: &str| analysis::read_memo(text).map(|memo| (memo.json, memo.repaired));
-    let record = api.queue.reparse(id.job, read).await?;
+    let record = api.operations.reparse(id.job, read).await?;
     id.record(&api, "reparse", had_failed).await?;
     Ok(api.respond(StatusCode::OK, &record))
 }

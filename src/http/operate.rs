@@ -87,7 +87,7 @@ pub(super) struct AuditPage {
     responses((status = 200, description = "The state of queue, workers and limits", body = Stats))
 )]
 pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Json<Stats> {
-    let queue = &api.queue;
+    let (queue, operations) = (&api.queue, &api.operations);
     let filter = JobFilter { statuses: vec![JobStatus::Queued], ..JobFilter::default() };
     let oldest = queue.list(Listing { filter, order: Order::OldestFirst, cursor: None, limit: 1 }).await;
     let ended = |status| api.metrics.jobs_finished.get_or_create(&kind(status)).get();
@@ -95,11 +95,11 @@ pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Json<Stats> 
         version: env!("CARGO_PKG_VERSION"),
         jobs: queue.counts(),
         oldest_queued_at: oldest.ok().and_then(|page| page.jobs.first().map(|record| record.job.created_at)),
-        paused: queue.paused(),
-        running_attempts: queue.running_attempts(),
-        workers: queue.workers(),
-        attempt_seconds: queue.service_time().as_secs_f64(),
-        waiters: queue.waiters(),
+        paused: operations.paused(),
+        running_attempts: operations.running_attempts(),
+        workers: operations.workers(),
+        attempt_seconds: operations.service_time().as_secs_f64(),
+        waiters: operations.waiters(),
         since_start: SinceStart {
             submitted: api.metrics.jobs_submitted.get(),
             succeeded: ended("succeeded"),
@@ -122,7 +122,7 @@ pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Json<Stats> 
     responses((status = 200, description = "The queue is paused", body = QueueState))
 )]
 pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<QueueState>, Problem> {
-    let pause = api.queue.pause(&admin.actor).await?;
+    let pause = api.operations.pause(&admin.actor).await?;
     admin.record(&api, "pause", None).await?;
     Ok(Json(QueueState { paused: Some(pause) }))
 }
@@ -135,7 +135,7 @@ pub(super) async fn pause(admin: Admin, State(api): State<Arc<Api>>) -> Result<J
     responses((status = 200, description = "The queue is not paused", body = QueueState))
 )]
 pub(super) async fn resume(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<QueueState>, Problem> {
-    api.queue.resume().await?;
+    api.operations.resume().await?;
     admin.record(&api, "resume", None).await?;
     Ok(Json(QueueState { paused: None }))
 }

@@ -65,6 +65,7 @@ async fn api_in(outage: Option<Outage>, closing: &CancellationToken) -> Api {
         public_url: None,
         models: Models::new("m".to_owned(), Vec::new(), Vec::new()),
         notes: Arc::new(Vec::new),
+        operations: queue.operations(),
         queue,
         limits: Limits::new(
             RateCaps { requests: least, input_tokens: least, output_tokens: least },

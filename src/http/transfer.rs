@@ -123,7 +123,7 @@ pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body
         }
     }
     let count = records.len();
-    let imported = api.queue.import(records).await?;
+    let imported = api.operations.import(records).await?;
     api.audit.record(AuditAction { actor: &admin.actor, action: "import", detail: None }, Some(imported)).await?;
     Ok(Json(Imported { imported, skipped: count - imported, refused }))
 }

@@ -147,7 +147,7 @@ pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>, mut params: Param
     params.end()?;
     Ok(Json(UsageView {
         today: Day::of(api.queue.now()).to_string(),
-        spent_today: SumsView::from(api.queue.spent_today()),
+        spent_today: SumsView::from(api.operations.spent_today()),
         budget: api.limits.budget().map(BudgetView::from),
         days: api.ledger.days(days).await.map_err(QueueError::from)?.into_iter().map(DayView::from).collect(),
     }))

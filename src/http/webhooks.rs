@@ -174,7 +174,7 @@ pub(super) async fn test(
         api.callbacks.check(&url).map_err(wrong)?;
         Ok(url)
     })?;
-    let charged = api.queue.charge(by);
+    let charged = api.operations.charge(by);
     api.show_quota(by);
     charged?;
     let busy = || Problem::new(SERVER_BUSY, "too many test webhooks are being sent; try again soon");
@@ -236,8 +236,8 @@ async fn failing(api: Arc<Api>, mut params: Params, here: Here, own: Option<Stri
     params.end()?;
     let filter = JobFilter { caller, ..JobFilter::default() };
     let listing = Listing { filter, limit, cursor, ..Listing::default() };
-    let (queue, memory) = (api.queue.clone(), api.memory.clone());
-    let read = async move { Ok(queue.failing_webhooks(listing).await?) };
+    let (operations, memory) = (api.operations.clone(), api.memory.clone());
+    let read = async move { Ok(operations.failing_webhooks(listing).await?) };
     let make = move |page: JobPage| {
         let list = FailingWebhooks {
             jobs: api.listed(&page.jobs, Include::default()),
@@ -331,7 +331,7 @@ async fn replace(
     )
 )]
 pub(super) async fn resend(State(api): State<Arc<Api>>, id: Id) -> Result<Response, Problem> {
-    let record = api.queue.resend_webhook(id.job, id.by).await;
+    let record = api.operations.resend_webhook(id.job, id.by).await;
     api.show_quota(id.by);
     let record = record?;
     id.record(&api, "webhook_resend", true).await?;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::{Queue, QueueError, note_caller, outlook::Allowance};
+use super::{Operations, QueueError, note_caller, outlook::Allowance};
 use crate::{
     audit::{AuditLog, OpenEntry},
     job::{AtRisk, Cursor, JobFilter, JobId, JobStatus, Listing, Order, StatusCounts, caller},
@@ -88,7 +88,7 @@ pub struct Trial {
 
 impl Bulk {
     /// The next step's jobs. None is new: an action that fed on what comes in would never end.
-    fn listing(&self, queue: &Queue, cursor: Option<Cursor>, limit: usize) -> Option<Listing> {
+    fn listing(&self, queue: &Operations, cursor: Option<Cursor>, limit: usize) -> Option<Listing> {
         let can = self.action.applies_to();
         let mut filter = self.filter.clone();
         note_caller(&mut filter);
@@ -101,7 +101,7 @@ impl Bulk {
     }
 }
 
-impl Queue {
+impl Operations {
     /// Does the action until all is done or the time is over, and counts the changed jobs in `entry` after each step.
     ///
     /// # Errors
@@ -111,7 +111,7 @@ impl Queue {
         let mut outcome = Outcome { next: bulk.cursor, ..Outcome::default() };
         loop {
             let Some(listing) = bulk.listing(self, outcome.next, STEP) else { return Ok(outcome) };
-            let step = self.0.store.select(listing, self.now()).await?;
+            let step = self.0.store.select(listing, self.0.now()).await?;
             outcome.matched += step.ids.len();
             let (changed, stopped) = self.act_on(bulk.action, step.ids).await?;
             outcome.changed += changed;
@@ -122,13 +122,13 @@ impl Queue {
             if let Some(refused) = stopped {
                 return Err(refused);
             }
-            if outcome.next.is_none() || Instant::now() >= bulk.until || self.is_closing() {
+            if outcome.next.is_none() || Instant::now() >= bulk.until || self.0.is_closing() {
                 return Ok(outcome);
             }
         }
     }
 
-    /// What [`Queue::act`] would do, and what calls for those jobs would take.
+    /// What [`Operations::act`] would do, and what calls for those jobs would take.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].
@@ -136,7 +136,7 @@ impl Queue {
         let (mut matched, mut next) = (0, bulk.cursor);
         let mut sample: Vec<AtRisk> = Vec::new();
         while let Some(listing) = bulk.listing(self, next, TRIAL_STEP) {
-            let step = self.0.store.select(listing, self.now()).await?;
+            let step = self.0.store.select(listing, self.0.now()).await?;
             matched += step.ids.len();
             next = step.next;
             for id in step.ids.into_iter().take(SAMPLE - sample.len()) {
@@ -147,7 +147,7 @@ impl Queue {
                 break;
             }
         }
-        let rate = self.claims_per_second(allowance);
+        let rate = self.0.claims_per_second(allowance);
         let seconds = (rate > 0.0).then(|| matched as f64 / rate);
         Ok(Trial { matched, next, at_risk: extrapolate(&sample, matched), seconds })
     }
@@ -162,7 +162,7 @@ impl Queue {
         if statuses.is_empty() {
             statuses.extend(JobStatus::iter());
         }
-        let (mut all, mut counts) = (self.counts(), StatusCounts::default());
+        let (mut all, mut counts) = (self.0.counts(), StatusCounts::default());
         for status in statuses {
             // Without other conditions, the counters have the answer.
             if filter == JobFilter::default() {
@@ -173,7 +173,7 @@ impl Queue {
             loop {
                 let filter = JobFilter { statuses: vec![status], ..filter.clone() };
                 let listing = Listing { filter, cursor, limit: TRIAL_STEP, ..Listing::default() };
-                let step = self.0.store.select(listing, self.now()).await?;
+                let step = self.0.store.select(listing, self.0.now()).await?;
                 *counts.of(status) += step.ids.len();
                 cursor = step.next;
                 if cursor.is_none() {
@@ -191,7 +191,7 @@ impl Queue {
     /// stays as it is.
     async fn act_on(&self, action: Action, ids: Vec<JobId>) -> Result<(usize, Option<QueueError>), QueueError> {
         if let Action::Delete = action {
-            return Ok((self.0.store.remove(ids, self.now()).await?, None));
+            return Ok((self.0.store.remove(ids, self.0.now()).await?, None));
         }
         let (mut changed, mut stopped) = (0, None);
         for result in join_all(ids.into_iter().map(|id| self.act_on_one(action, id))).await {
@@ -207,9 +207,9 @@ impl Queue {
 
     async fn act_on_one(&self, action: Action, id: JobId) -> Result<(), QueueError> {
         if let Action::Retry = action {
-            self.put_back(id, caller::operator()).await
+            self.0.put_back(id, caller::operator()).await
         } else {
-            Ok(self.give_up(id).await.map(drop)?)
+            Ok(self.0.give_up(id).await.map(drop)?)
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::{
-    Inner, Queue, QueueError,
+    Inner, QueueError, WorkQueue,
     board::{Pick, Proposal},
     fair_queue::{Lanes, List},
     follow::Draft,
@@ -61,23 +61,57 @@ pub trait Reserved: Send {
     fn start(self: Box<Self>, claim: Claim);
 }
 
-impl Queue {
+impl Inner {
+    /// Room for an attempt of this lane, if its call may be made at this moment.
+    pub(super) fn reserve(&self, lane: Lane) -> Option<Box<dyn Reserved>> {
+        let standby = self.standby.lock().as_ref().and_then(Weak::upgrade)?;
+        standby.reserve(lane)
+    }
+
+    /// Whether no job may be claimed at all.
+    pub(super) fn holds_all(&self) -> bool {
+        self.is_paused() || self.is_folder_gone()
+    }
+
+    /// Begins an attempt's stay in this process.
+    pub(super) async fn begin(&self, job: Job, request: Arc<JobRequest>, useless: Option<Arc<Attempt>>) -> Claim {
+        if job.attempt == 1 {
+            let waited = self.now().since(job.due_at);
+            self.metrics.time_to_claim_seconds.observe(waited.as_secs_f64());
+        }
+        let (lost, draft) = (CancellationToken::new(), Arc::new(Draft::new(job.attempt)));
+        let stay = self.running.begin(&job, Arc::clone(&request), lost.clone(), Arc::clone(&draft));
+        // Its followers heard of the claim before there was a draft to read.
+        self.followers.notify(job.id);
+        // Whoever cancelled the job in between did not find the token yet.
+        if let Ok(current) = self.find(job.id).await {
+            self.running.check(&current);
+        }
+        Claim { job, request, useless, refused_by: Vec::new(), lost, draft, _stay: stay }
+    }
+}
+
+impl WorkQueue {
     /// Names who takes jobs at their submission.
     pub fn set_standby(&self, standby: Weak<dyn Standby>) {
         *self.0.standby.lock() = Some(standby);
     }
 
-    /// Room for an attempt of this lane, if its call may be made at this moment.
-    pub(super) fn reserve(&self, lane: Lane) -> Option<Box<dyn Reserved>> {
-        let standby = self.0.standby.lock().as_ref().and_then(Weak::upgrade)?;
-        standby.reserve(lane)
+    /// Whether an operator has paused the queue.
+    pub fn is_paused(&self) -> bool {
+        self.0.is_paused()
+    }
+
+    /// The service time.
+    pub fn now(&self) -> Timestamp {
+        self.0.now()
     }
 
     /// Waits until a job is ready. For one caller at a time.
     pub async fn until_ready(&self) {
         loop {
             let changed = self.0.ready.notified();
-            if !self.holds_all() && self.0.board.ready(None) > 0 {
+            if !self.0.holds_all() && self.0.board.ready(None) > 0 {
                 return;
             }
             changed.await;
@@ -86,7 +120,7 @@ impl Queue {
 
     /// The models that ready jobs name, and `None` if some name none.
     pub fn ready_lanes(&self) -> Vec<Lane> {
-        if self.holds_all() { Vec::new() } else { self.0.board.ready_lanes() }
+        if self.0.holds_all() { Vec::new() } else { self.0.board.ready_lanes() }
     }
 
     /// Signalled when more jobs are ready.
@@ -94,17 +128,12 @@ impl Queue {
         &self.0.ready
     }
 
-    /// Whether no job may be claimed at all.
-    fn holds_all(&self) -> bool {
-        self.is_paused() || self.is_folder_gone()
-    }
-
-    /// Picks the first job of these lanes for [`Queue::claim`], if one is ready.
+    /// Picks the first job of these lanes for [`WorkQueue::claim`], if one is ready.
     pub fn propose(&self, lanes: &Lanes) -> Option<Proposal> {
-        if self.holds_all() {
+        if self.0.holds_all() {
             return None;
         }
-        let (now, board) = (self.now(), &self.0.board);
+        let (now, board) = (self.0.now(), &self.0.board);
         let pick = self.pick(now, lanes);
         #[cfg(test)]
         board.picks.lock().push(pick);
@@ -114,7 +143,7 @@ impl Queue {
             && let Some(job) = board.get(id)
         {
             // It was not ready, and must not lose its place.
-            self.place(&job, now);
+            self.0.place(&job, now);
         }
         proposal
     }
@@ -131,17 +160,17 @@ impl Queue {
         if !matches!(claimed, Ok(Some(_)))
             && let Some(job) = self.0.board.get(id)
         {
-            self.place(&job, self.now());
+            self.0.place(&job, self.0.now());
         }
         let Some(ClaimedJob { job, request }) = claimed? else { return Ok(None) };
         let (useless, refused_by) = self.heard_before(&job).await;
-        Ok(Some(Claim { refused_by, ..self.begin(job, request, useless).await }))
+        Ok(Some(Claim { refused_by, ..self.0.begin(job, request, useless).await }))
     }
 
     async fn claim_in_store(&self, proposal: &Proposal) -> Result<Option<ClaimedJob>, QueueError> {
-        let (id, now) = (proposal.job.id, self.now());
+        let (id, now) = (proposal.job.id, self.0.now());
         if let Some(report) = self.missed_answer(proposal).await
-            && self.try_transition(id, JobEvent::Share { report }).await?.is_some()
+            && self.0.try_transition(id, JobEvent::Share { report }).await?.is_some()
         {
             return Ok(None);
         }
@@ -172,7 +201,7 @@ impl Queue {
         error!(job.id = %id, reason, "failed to read a stored request: its job fails");
         let message = format!("no call was made: the stored request can't be read ({reason}); submit it again");
         let report = Arc::new(failure_report(FailureCode::Internal, message));
-        self.try_transition(id, JobEvent::FindUnreadable { report }).await.map(drop)
+        self.0.try_transition(id, JobEvent::FindUnreadable { report }).await.map(drop)
     }
 
     /// What the next attempt must know of those before: the newest whose answer was of no use, and the models that
@@ -205,26 +234,15 @@ impl Queue {
         if !policy.deadlines_first {
             return Pick::First;
         }
-        let free = self.workers().saturating_sub(self.running_attempts());
-        let is_met = |kind: &Kind, left, is_contested| self.is_met(&service_time.expectation(kind), left, is_contested);
+        let free = self.0.workers().saturating_sub(self.0.running_attempts());
+        let is_met =
+            |kind: &Kind, left, is_contested| self.0.is_met(&service_time.expectation(kind), left, is_contested);
         order.pick(now, policy.ordinary_share, free, lanes, is_met, || board.ready(Some(List::Unwaited)) > 0)
     }
 
-    /// Begins an attempt's stay in this process.
-    pub(super) async fn begin(&self, job: Job, request: Arc<JobRequest>, useless: Option<Arc<Attempt>>) -> Claim {
-        if job.attempt == 1 {
-            let waited = self.now().since(job.due_at);
-            self.0.metrics.time_to_claim_seconds.observe(waited.as_secs_f64());
-        }
-        let (lost, draft) = (CancellationToken::new(), Arc::new(Draft::new(job.attempt)));
-        let stay = self.0.running.begin(&job, Arc::clone(&request), lost.clone(), Arc::clone(&draft));
-        // Its followers heard of the claim before there was a draft to read.
-        self.0.followers.notify(job.id);
-        // Whoever cancelled the job in between did not find the token yet.
-        if let Ok(current) = self.find(job.id).await {
-            self.0.running.check(&current);
-        }
-        Claim { job, request, useless, refused_by: Vec::new(), lost, draft, _stay: stay }
+    /// How long a claim lasts without a heartbeat.
+    pub fn lease(&self) -> Duration {
+        self.0.policy.lease
     }
 
     /// The heartbeat of an attempt. `Ok(false)`: the job is lost.
@@ -232,8 +250,8 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Unavailable`]; the lease holds until its end.
     pub async fn extend(&self, job: &Job) -> Result<bool, QueueError> {
-        let lease_until = self.now().plus(self.0.policy.lease);
-        match self.transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await {
+        let lease_until = self.0.now().plus(self.0.policy.lease);
+        match self.0.transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await {
             Ok(_) => Ok(true),
             Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {
                 self.0.metrics.leases_lost.inc();
@@ -247,16 +265,16 @@ impl Queue {
     /// that is not the attempt's any more stays as it is.
     pub async fn settle(&self, job: &Job, disposition: &Disposition, report: AttemptReport) {
         let mut pause = Duration::from_millis(100);
-        let event = event_after(job, disposition, report, &self.0.policy.retries, rand::random(), self.now());
+        let event = event_after(job, disposition, report, &self.0.policy.retries, rand::random(), self.0.now());
         loop {
-            match self.transition(job.id, event.clone()).await {
+            match self.0.transition(job.id, event.clone()).await {
                 Ok(_) => {
                     // From before the claim was written to after the answer was: what a client that waits has to wait.
                     if let (Disposition::Succeed, Some(started_at)) = (disposition, job.started_at) {
                         let (kind, draft) = (self.0.running.kind(job.id), self.0.running.draft(job.id));
                         let kind = kind.unwrap_or_else(|| Kind::of(&JobRequest::default(), job.waited_for));
                         let (writing, bytes) = draft.map_or((Duration::ZERO, 0), |draft| draft.written());
-                        let took = self.now().since(started_at);
+                        let took = self.0.now().since(started_at);
                         self.0.service_time.observe(&kind, Observed { took, writing, bytes });
                     }
                     break;

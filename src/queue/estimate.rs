@@ -17,20 +17,22 @@ impl Queue {
     /// kind of its answer.
     pub fn outlook(&self, job: &Job, kind: &Kind, allowance: impl FnOnce() -> Allowance) -> Option<Outlook> {
         let JobState::Queued { .. } = job.state else { return None };
-        let now = self.now();
+        let now = self.0.now();
         let own_time = self.0.service_time.whole(kind);
         if self.0.board.is_held_back(job.id) {
             return Some(outlook::behind_the_same(own_time));
         }
         let allowance = allowance();
-        let (place, claims, background) = self.ahead_of(job, allowance);
-        outlook::outlook(job, &Figures { place, own_time, ..self.figures(claims, background) }, allowance, now)
+        let (place, claims, background) = self.0.ahead_of(job, allowance);
+        outlook::outlook(job, &Figures { place, own_time, ..self.0.figures(claims, background) }, allowance, now)
     }
+}
 
+impl Inner {
     /// How many jobs go before this one as things stand, how many are likely to be claimed before it, and of how many of
     /// those nobody waits for the answer.
     fn ahead_of(&self, job: &Job, allowance: Allowance) -> (usize, usize, usize) {
-        let Inner { order, board, policy, .. } = &*self.0;
+        let Inner { order, board, policy, .. } = self;
         if let Some(ahead) = order.ahead_of_job(job.id) {
             return (ahead, ahead, 0);
         }
@@ -56,13 +58,13 @@ impl Queue {
 
     /// How many jobs can be claimed in a second.
     pub(super) fn claims_per_second(&self, allowance: Allowance) -> f64 {
-        let workers = self.0.policy.workers.min(allowance.calls_at_once);
-        (workers as f64 / self.service_time().as_secs_f64().max(1e-3)).min(allowance.calls_per_second)
+        let workers = self.policy.workers.min(allowance.calls_at_once);
+        (workers as f64 / self.service_time.mean().as_secs_f64().max(1e-3)).min(allowance.calls_per_second)
     }
 
     /// The figures for a job before which so many are claimed, of which nobody waits for some.
     pub(super) fn figures(&self, ahead: usize, background: usize) -> Figures {
-        let Inner { running, service_time, policy, .. } = &*self.0;
+        let Inner { running, service_time, policy, .. } = self;
         let rest = |(kind, progress)| service_time.rest(&kind, progress);
         let mean = service_time.mean_of(ahead, background);
         Figures {

@@ -127,7 +127,7 @@ impl Queue {
     /// As [`Queue::get`].
     pub async fn follow(&self, id: JobId, seen: Seen) -> Result<Follower, QueueError> {
         let interest = self.0.followers.register(id);
-        self.find(id).await?;
+        self.0.find(id).await?;
         Ok(Follower { queue: self.clone(), id, interest, seen, next_piece_at: Instant::now() })
     }
 }

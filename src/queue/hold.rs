@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    Queue, QueueError,
+    Inner, Queue, QueueError,
     order::Waiting,
     service_time::{Expectation, Progress},
 };
@@ -38,7 +38,7 @@ impl Queue {
         let interest = self.0.waiters.register(waiting.job());
         loop {
             let signalled = interest.signal().notified();
-            let job = self.find(waiting.job()).await?;
+            let job = self.0.find(waiting.job()).await?;
             let now = Instant::now();
             let is_over = job.state.is_final() || self.0.closing.is_cancelled() || now >= waiting.until();
             if is_over || !self.may_be_met(&job, waiting) {
@@ -46,7 +46,7 @@ impl Queue {
                     self.0.order.turn(waiting);
                 }
                 self.0.history.waited(job.state.is_final());
-                return self.get(waiting.job()).await;
+                return self.0.get(waiting.job()).await;
             }
             tokio::select! {
                 () = signalled => {}
@@ -73,18 +73,20 @@ impl Queue {
             return true;
         }
         let held = match (self.0.policy.allowance)(job.model).hold {
-            _ if self.is_paused() => return false,
+            _ if self.0.is_paused() => return false,
             Some(hold) => match hold.opens_in {
                 Some(opens_in) => opens_in,
                 None => return false,
             },
             None => Duration::ZERO,
         };
-        let left = left.saturating_sub(held.max(run_at.since(self.now())));
+        let left = left.saturating_sub(held.max(run_at.since(self.0.now())));
         let is_in_order = !self.0.policy.deadlines_first;
-        !left.is_zero() && (is_in_order || !waiting.has_turned() && self.is_met(&expectation, left, false))
+        !left.is_zero() && (is_in_order || !waiting.has_turned() && self.0.is_met(&expectation, left, false))
     }
+}
 
+impl Inner {
     /// Whether an answer that begins now is likely enough to be there within `left`.
     pub(super) fn is_met(&self, expectation: &Expectation, left: Duration, is_contested: bool) -> bool {
         let chance = expectation.chance(left);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::{Queue, QueueError};
+use super::{Inner, Operations, QueueError};
 use crate::{
     clock::Timestamp,
     registry::{Registry, Unavailable},
@@ -46,8 +46,8 @@ impl Switch {
     }
 }
 
-impl Queue {
-    /// Has no further job claimed until [`Queue::resume`], also after a restart. A queue that is paused stays as it is.
+impl Operations {
+    /// Has no further job claimed until [`Operations::resume`], also after a restart. A queue that is paused stays as it is.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`]; then the queue goes on.
@@ -55,7 +55,7 @@ impl Queue {
         if let Some(paused) = self.paused() {
             return Ok(paused);
         }
-        let pause = Pause { by: by.to_owned(), at: self.now() };
+        let pause = Pause { by: by.to_owned(), at: self.0.now() };
         self.0.registry.put(SETTING.to_owned(), &pause).await?;
         self.0.paused.set(Some(pause.clone()));
         Ok(pause)
@@ -79,8 +79,10 @@ impl Queue {
     pub fn paused(&self) -> Option<Pause> {
         self.0.paused.get()
     }
+}
 
+impl Inner {
     pub(super) fn is_paused(&self) -> bool {
-        self.0.paused.0.read().is_some()
+        self.paused.0.read().is_some()
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use super::{Queue, QueueError};
+use super::{Operations, QueueError};
 use crate::job::{AttemptReport, FailureCode, JobEvent, JobId, JobRecord, JobState};
 
-impl Queue {
+impl Operations {
     /// Parses the stored answers of a failed job with `read`, which also returns what it
     /// repaired, newest first. With the first that can be parsed the job
     /// succeeds. Makes no call and costs nothing. A succeeded job does not change.
@@ -20,12 +20,12 @@ impl Queue {
         id: JobId,
         read: impl Fn(&str) -> Result<(Box<RawValue>, Vec<&'static str>), String>,
     ) -> Result<JobRecord, QueueError> {
-        let record = self.get(id).await?;
+        let record = self.0.get(id).await?;
         match record.job.state {
             JobState::Succeeded => return Ok(record),
             JobState::Failed { .. } => {}
             JobState::Queued { .. } | JobState::Running { .. } | JobState::Cancelled => {
-                let status = record.job.status(self.now());
+                let status = record.job.status(self.0.now());
                 return Err(QueueError::Conflict(format!("the job is {status}; only a failed job can be reparsed")));
             }
         }
@@ -51,8 +51,8 @@ impl Queue {
                         ..AttemptReport::default()
                     };
                     let event = JobEvent::Reparse { attempt: record.job.attempt, report: Arc::new(report) };
-                    self.transition(id, event).await?;
-                    return self.get(id).await;
+                    self.0.transition(id, event).await?;
+                    return self.0.get(id).await;
                 }
                 Err(wrong) => drop(complaint.get_or_insert(wrong)),
             }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::{
     Queue, QueueError, Reserved,
     board::Arrivals,
+    core::store_admitted,
     digest,
     fair_queue::List,
     hold,
@@ -15,7 +16,6 @@ use super::{
     outlook::{self, Allowance},
     refused::Refused,
     service_time::Kind,
-    store_admitted,
 };
 use crate::{
     clock::Timestamp,
@@ -91,7 +91,7 @@ impl Queue {
             // Of an answer that is on its way already nobody knows better than whoever waits for it.
             !self.0.policy.deadlines_first
                 || self.0.board.is_under_way(question)
-                || !self.is_paused() && self.can_be_met(by, request, until, allowance)
+                || !self.0.is_paused() && self.can_be_met(by, request, until, allowance)
         };
         let accepted = self.accept(submission, Some((until, hold))).await?;
         if accepted.1.is_none() && !accepted.0.record.job.state.is_final() {
@@ -115,16 +115,16 @@ impl Queue {
         let share = self.0.policy.ordinary_share as usize;
         let share = if has_background { share } else { share * order::TURNED_SHARE as usize };
         let others = interactive / share.saturating_sub(1).max(1);
-        let figures = self.figures(interactive + others, if has_background { others } else { 0 });
+        let figures = self.0.figures(interactive + others, if has_background { others } else { 0 });
         let allowance = allowance();
         let Some(start) = outlook::start_in(&figures, allowance) else { return false };
         let expectation = self.0.service_time.expectation(&Kind::of(request, true));
         let wanted = until.saturating_duration_since(Instant::now());
         let is_contested = !start.is_zero();
         let slack = if is_contested { hold::SLACK } else { Duration::ZERO };
-        let is_met = self.is_met(&expectation, wanted.saturating_sub(start + slack), is_contested);
+        let is_met = self.0.is_met(&expectation, wanted.saturating_sub(start + slack), is_contested);
         // Not a rush: calls that are held, and a client that wants less than an answer takes.
-        if !is_met && allowance.hold.is_none() && self.is_met(&expectation, wanted, false) {
+        if !is_met && allowance.hold.is_none() && self.0.is_met(&expectation, wanted, false) {
             self.0.order.note_declined();
         }
         is_met
@@ -137,7 +137,7 @@ impl Queue {
         let fits = |until: Instant| {
             let expectation = self.0.service_time.expectation(&full);
             let left = until.saturating_duration_since(Instant::now());
-            expectation.is_learnt && self.is_met(&expectation, left, true) && self.0.order.ready() == 0
+            expectation.is_learnt && self.0.is_met(&expectation, left, true) && self.0.order.ready() == 0
         };
         match request.depth {
             Depth::Auto if until.is_some_and(fits) => Depth::Full,
@@ -154,7 +154,7 @@ impl Queue {
         if self.0.closing.is_cancelled() {
             return Err(QueueError::Closing);
         }
-        let now = self.now();
+        let now = self.0.now();
         let key = submission.idempotency_key.as_deref().map(|key| self.idempotency_key(key, &submission, now));
         submission.request.depth = self.resolved_depth(&submission.request, wait.as_ref().map(|(until, _)| *until));
         let mut job = self.new_job(&submission, key, wait.is_some(), now);
@@ -171,8 +171,8 @@ impl Queue {
         let waiting = enter(job.id);
         let is_due = !job.is_timed && !job.is_overdue(now);
         let board = &self.0.board;
-        let may_start = is_due && !is_replay && !self.is_paused() && board.is_next(&job);
-        let hand = if may_start { self.reserve(job.model) } else { None };
+        let may_start = is_due && !is_replay && !self.0.is_paused() && board.is_next(&job);
+        let hand = if may_start { self.0.reserve(job.model) } else { None };
         let hand = hand.filter(|_| board.arrives_claimed(&job));
         if hand.is_some() {
             let claim = JobEvent::Claim { owner: self.0.policy.owner, lease_until: now.plus(self.0.policy.lease) };
@@ -186,7 +186,7 @@ impl Queue {
             Insertion::Existing(id) => {
                 let waiting = enter(id);
                 let record = self.0.store.get(id).await?.ok_or(QueueError::Removed(id))?;
-                self.place(&record.job, self.now());
+                self.0.place(&record.job, self.0.now());
                 Ok((Accepted { record, replayed: true }, waiting))
             }
         }
@@ -233,14 +233,14 @@ impl Queue {
         }
         self.note_answered_before(&record.job);
         // With what is owed to its callback URL by now.
-        let record = if record.delivery.is_some() { self.get(record.job.id).await? } else { record };
+        let record = if record.delivery.is_some() { self.0.get(record.job.id).await? } else { record };
         Ok(Accepted { record, replayed: false })
     }
 
     fn note_answered_before(&self, job: &Job) {
         self.0.metrics.jobs_submitted.inc();
         self.0.metrics.answers_cached.inc();
-        self.note_end(job, self.now());
+        self.0.note_end(job, self.0.now());
     }
 
     /// Accepts jobs that belong together, all or none: they are on disk when this returns. `key` names them as a whole:
@@ -256,7 +256,7 @@ impl Queue {
         if self.0.closing.is_cancelled() {
             return Err(QueueError::Closing);
         }
-        let now = self.now();
+        let now = self.0.now();
         let keys = key.map(|key| self.batch_keys(key, &submissions, now));
         let is_replay = self.is_replay(keys.iter().flatten().next(), now).await?;
         let mut keys = keys.into_iter().flatten();
@@ -334,7 +334,7 @@ impl Queue {
         store_admitted(arrivals, async move {
             let inserted = queue.0.store.insert(job.clone(), Arc::clone(&request)).await?;
             if let Some(hand) = hand.filter(|_| inserted == Insertion::Accepted) {
-                hand.start(queue.begin(job, request, None).await);
+                hand.start(queue.0.begin(job, request, None).await);
             }
             Ok(inserted)
         })

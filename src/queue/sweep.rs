@@ -1,10 +1,10 @@
 //! What time runs out on: leases, deadlines, and how long ended jobs are kept.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
-use tracing::warn;
+use tracing::{error, info, warn};
 
-use super::{Queue, QueueError};
+use super::{QueueError, Refused, WorkQueue};
 use crate::{
     clock::Timestamp,
     job::{FailureClass, Job, JobEvent, JobState},
@@ -17,7 +17,7 @@ const SWEEP_STEP: usize = 64;
 /// milliseconds of latency are better than a disk that fills.
 const SWEEP_STEP_BEHIND: usize = 512;
 
-impl Queue {
+impl WorkQueue {
     /// Ends the attempts of this node's former incarnations, which have stopped. Attempts of other nodes end with their
     /// leases. Returns how many there were.
     ///
@@ -41,14 +41,14 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Unavailable`].
     pub async fn sweep(&self) -> Result<bool, QueueError> {
-        let now = self.now();
+        let now = self.0.now();
         // A worker that missed a signal is woken here.
         self.0.ready.notify_one();
         let ended = self.end_overdue().await?;
         let keep_for = self.0.policy.keep_finished_for;
         // A clock that has jumped ahead makes nothing old.
         let before = now.minus(keep_for).minus(self.0.clock.skipped(keep_for));
-        let counts = self.counts();
+        let counts = self.0.counts();
         let finished = counts.succeeded + counts.failed + counts.cancelled;
         // The further behind, the larger the step, so that any load finds its level.
         let surplus = finished.saturating_sub(self.0.policy.max_finished);
@@ -64,7 +64,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Unavailable`].
     pub async fn end_overdue(&self) -> Result<usize, QueueError> {
-        let now = self.now();
+        let now = self.0.now();
         let overdue = self.0.board.overdue(SWEEP_STEP);
         for job in &overdue {
             match job.state {
@@ -72,10 +72,10 @@ impl Queue {
                 JobState::Running { .. } if self.0.running.holds(job) => {
                     warn!(job.id = %job.id, attempt = job.attempt, "the lease of a running attempt had expired: extended");
                     let lease_until = now.plus(self.0.policy.lease);
-                    self.try_transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await?;
+                    self.0.try_transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await?;
                 }
                 JobState::Running { lease_until } => self.expire(job, lease_until, "the lease expired").await?,
-                _ => drop(self.try_transition(job.id, JobEvent::MissDeadline).await?),
+                _ => drop(self.0.try_transition(job.id, JobEvent::MissDeadline).await?),
             }
         }
         Ok(overdue.len())
@@ -83,7 +83,7 @@ impl Queue {
 
     /// Waits until there is something to sweep, at most `at_most`.
     pub async fn until_due(&self, at_most: Duration) {
-        let now = self.now();
+        let now = self.0.now();
         let wait = self.0.board.next_due().map_or(at_most, |due| due.since(now).min(at_most));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -94,14 +94,36 @@ impl Queue {
     async fn expire(&self, job: &Job, lease_until: Timestamp, why: &str) -> Result<(), QueueError> {
         let policy = &self.0.policy;
         let again = policy.retry_unknown_outcome && policy.retries.allow(job, FailureClass::Other);
-        let at_risk = self.at_risk(job.id).await;
-        let retry_at = again.then(|| self.now());
+        let at_risk = self.0.at_risk(job.id).await;
+        let retry_at = again.then(|| self.0.now());
         let event = JobEvent::Expire { attempt: job.attempt, lease_until, retry_at, at_risk };
-        if let Some(after) = self.try_transition(job.id, event).await? {
-            let status = after.status(self.now());
+        if let Some(after) = self.0.try_transition(job.id, event).await? {
+            let status = after.status(self.0.now());
             warn!(job.id = %job.id, attempt = job.attempt, job.status = %status,
                 "the outcome of an attempt is unknown, and it may have been billed: {why}");
         }
         Ok(())
+    }
+
+    /// Records whether the store's file is where its path says. While it is not, no job is accepted and no call is made:
+    /// what is written could not be found again.
+    pub fn note_folder(&self, is_gone: bool) {
+        match (self.0.bounds.is_folder_gone.swap(is_gone, Ordering::Relaxed), is_gone) {
+            (false, true) => error!("{}", Refused::FolderGone),
+            (true, false) => {
+                info!("the data folder is back: jobs are accepted");
+                self.0.ready.notify_one();
+            }
+            _ => {}
+        }
+    }
+
+    /// Tells the queue how much space the disk has, and how much it should have at least.
+    pub fn note_disk_space(&self, free_bytes: u64, floor_bytes: u64) {
+        match self.0.bounds.disk_space.note(free_bytes, floor_bytes) {
+            (None, Some(shortage)) => error!("no jobs are accepted: {shortage}"),
+            (Some(_), None) => info!(disk.free_bytes = free_bytes, "enough disk space again: jobs are accepted"),
+            _ => {}
+        }
     }
 }

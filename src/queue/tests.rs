@@ -21,16 +21,18 @@ use futures_util::{future::join_all, poll};
 use proptest::prelude::*;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 
 use super::{board::Pick, hold::CHANCE_POLL, retry::RetryBounds, *};
 use crate::{
+    clock::Timestamp,
     digest::Lane,
     job::{
-        AttemptOutcome, AttemptReport, Cached, Depth, FailureClass, FailureCode, IdempotencyKey, JobRequest, JobState,
-        Owner, PRIORITY_OFFSET, Priority, TokenUsage, disposition::Disposition,
+        AttemptOutcome, AttemptReport, Cached, Depth, FailureClass, FailureCode, IdempotencyKey, Job, JobRecord,
+        JobRequest, JobState, JobStatus, Listing, Owner, PRIORITY_OFFSET, Priority, TokenUsage,
+        disposition::Disposition,
     },
-    ledger::{Risk, total},
+    ledger::{Risk, Sums, total},
     store::{
         Ledger as _,
         fault::{Call, FaultStore, Moment},
@@ -751,10 +753,10 @@ impl World {
 
     async fn claim(&mut self, count: usize) {
         let count = count.min(self.ready());
-        let proposals: Vec<_> = (0..count).map(|_| self.queue.propose(&Lanes::All)).collect();
+        let proposals: Vec<_> = (0..count).map(|_| self.queue.work().propose(&Lanes::All)).collect();
         let queue = &self.queue;
         let claims = proposals.into_iter().map(async |proposal| match proposal {
-            Some(proposal) => queue.claim(proposal).await,
+            Some(proposal) => queue.work().claim(proposal).await,
             None => Ok(None),
         });
         let claims = join_all(claims).await;
@@ -933,7 +935,7 @@ impl World {
 
     async fn sweep(&mut self) {
         let (now, policy, under_way) = (self.now(), self.policy.clone(), self.under_way());
-        let result = self.queue.sweep().await;
+        let result = self.queue.work().sweep().await;
         let fired = self.store.take_fired();
         assert_eq!(result.is_err(), !fired.is_empty(), "{result:?} after {fired:?}");
         let at_work = self.claims.iter().filter(|held| held.is_at_work && held.process == self.process);
@@ -992,12 +994,12 @@ impl World {
         self.queue = Queue::over(self.store.clone(), &self.clock, &self.policy, &self.metrics).await;
         if let Some((calls, moment)) = fault {
             self.store.fail_after(calls, moment);
-            if let Err(error) = self.queue.recover().await {
+            if let Err(error) = self.queue.work().recover().await {
                 assert_eq!(self.store.take_fired().len(), 1, "{error}");
             }
             self.store.take_fired();
         }
-        self.queue.recover().await.unwrap();
+        self.queue.work().recover().await.unwrap();
         let now = self.now();
         for job in &mut self.jobs {
             job.is_reached = false;
@@ -1115,7 +1117,7 @@ impl OnStandby {
     fn at(queue: &Queue, permit: bool) -> Arc<OnStandby> {
         let standby = Arc::new(OnStandby { permit, claims: Arc::default() });
         let known: Weak<dyn Standby> = Arc::downgrade(&standby) as _;
-        queue.set_standby(known);
+        queue.work().set_standby(known);
         standby
     }
 
@@ -1181,11 +1183,11 @@ async fn act(queue: &Queue, op: &Op, claimed: Option<&Job>, id: JobId) -> Done {
                     (Disposition::Release { code, after, is_demoted: false }, AttemptReport::default())
                 }
             };
-            queue.settle(job, &disposition, report).await;
+            queue.work().settle(job, &disposition, report).await;
             queue.0.running.end(job.id, job.attempt);
             Done::Settled
         }
-        (Op::Extend(_), Some(job)) => Done::Extended(queue.extend(job).await),
+        (Op::Extend(_), Some(job)) => Done::Extended(queue.work().extend(job).await),
         (Op::Cancel(_), _) => Done::Changed(queue.cancel(id).await),
         (Op::Requeue(_), _) => Done::Changed(queue.requeue(id, None).await),
         (Op::Settle(..) | Op::Extend(_), None) => unreachable!("only claims are settled and extended"),
@@ -1243,20 +1245,20 @@ async fn an_attempt_under_way_outlives_its_lease_and_its_answer_counts() {
     let claim = claimed(&queue).await;
     // The store can't be written to, or the clock is set forward: no heartbeat comes in time.
     clock.advance(LEASE * 10);
-    queue.sweep().await.unwrap();
+    queue.work().sweep().await.unwrap();
     assert_eq!(
         queue.find(claim.job.id).await.unwrap().state,
         JobState::Running { lease_until: clock.now().plus(LEASE) }
     );
     assert!(!claim.lost.is_cancelled());
-    queue.settle(&claim.job, &Disposition::Succeed, AttemptReport::default()).await;
+    queue.work().settle(&claim.job, &Disposition::Succeed, AttemptReport::default()).await;
     let record = queue.get(claim.job.id).await.unwrap();
     assert_eq!((record.job.state, record.attempts.len()), (JobState::Succeeded, 1));
 
     ask().await;
     let dead = claimed(&queue).await.job;
     clock.advance(LEASE);
-    queue.sweep().await.unwrap();
+    queue.work().sweep().await.unwrap();
     let record = queue.get(dead.id).await.unwrap();
     assert_eq!(record.attempts[0].outcome, AttemptOutcome::OutcomeUnknown, "nobody was at work on it any more");
 }
@@ -1273,8 +1275,8 @@ async fn a_job_whose_question_is_lost_on_disk_fails_and_stands_in_nobodys_way() 
     store.inner().lose_request(given_up);
     let _ = queue.cancel(given_up).await;
     assert_eq!(queue.find(given_up).await.unwrap().state, JobState::Cancelled);
-    let proposal = queue.propose(&Lanes::All).unwrap();
-    assert!(queue.claim(proposal).await.unwrap().is_none());
+    let proposal = queue.work().propose(&Lanes::All).unwrap();
+    assert!(queue.work().claim(proposal).await.unwrap().is_none());
     assert_eq!(queue.find(lost).await.unwrap().state, JobState::Failed { code: FailureCode::Internal });
     assert_eq!(claimed(&queue).await.job.id, next);
     let page = queue.list(Listing { limit: 9, ..Listing::default() }).await.unwrap();
@@ -1330,15 +1332,15 @@ async fn queue_of_ten_seconds() -> (Queue, Clock) {
         let (_, _waiting) = queue.ask(Submission::default(), until, free).await.unwrap();
         let claim = claimed(&queue).await;
         clock.advance(Duration::from_secs(10));
-        queue.settle(&claim.job, &Disposition::Succeed, AttemptReport::default()).await;
+        queue.work().settle(&claim.job, &Disposition::Succeed, AttemptReport::default()).await;
     }
     (queue, clock)
 }
 
 async fn claimed(queue: &Queue) -> Claim {
-    queue.until_ready().await;
-    let proposal = queue.propose(&Lanes::All).unwrap();
-    queue.claim(proposal).await.unwrap().unwrap()
+    queue.work().until_ready().await;
+    let proposal = queue.work().propose(&Lanes::All).unwrap();
+    queue.work().claim(proposal).await.unwrap().unwrap()
 }
 
 async fn ask(queue: &Queue, seconds: u64) -> (JobRecord, Option<Waiting>) {
@@ -1405,7 +1407,7 @@ async fn a_client_whose_answer_can_not_come_in_time_any_more_is_told_at_that_mom
     let answer = queue.answer(&waiting).await.unwrap();
     assert_eq!(asked.elapsed().as_secs(), 20, "less than ten seconds are left");
     assert_eq!((answer.job.id, answer.job.status(queue.now())), (record.job.id, JobStatus::Queued));
-    assert_eq!(queue.pick(queue.now(), &Lanes::All), Pick::First, "its job is an ordinary one now");
+    assert_eq!(queue.work().pick(queue.now(), &Lanes::All), Pick::First, "its job is an ordinary one now");
 }
 
 #[tokio::test(start_paused = true)]
@@ -1461,7 +1463,7 @@ async fn a_client_that_waits_is_answered_when_the_queue_is_paused_or_held_beyond
         let mut answer = Box::pin(queue.answer(&waiting));
         assert!(poll!(&mut answer).is_pending());
         if reason == WaitingFor::Paused {
-            queue.pause("ann").await.unwrap();
+            queue.operations().pause("ann").await.unwrap();
         } else {
             close(reason, seconds);
         }
@@ -1469,7 +1471,7 @@ async fn a_client_that_waits_is_answered_when_the_queue_is_paused_or_held_beyond
         let job = answer.await.unwrap().job;
         assert!(closed_at.elapsed() <= CHANCE_POLL, "{reason:?} {seconds:?}");
         assert_eq!(waits_for(&job), reason);
-        queue.resume().await.unwrap();
+        queue.operations().resume().await.unwrap();
         *hold.lock() = None;
     }
     let waiting = ask(&queue, 29).await.1.unwrap();
@@ -1518,8 +1520,8 @@ async fn a_client_that_waits_passes_those_that_do_not_until_it_hangs_up() {
     let (queue, _) = queue_of_ten_seconds().await;
     let ordinary = queue.enqueue(Submission::default()).await.unwrap().record.job;
     let (asked, waiting) = ask(&queue, 29).await;
-    assert_eq!(queue.pick(queue.now(), &Lanes::All), Pick::Job(asked.job.id));
-    queue.place(&asked.job, queue.now());
+    assert_eq!(queue.work().pick(queue.now(), &Lanes::All), Pick::Job(asked.job.id));
+    queue.0.place(&asked.job, queue.now());
     let ahead = [&ordinary, &asked.job].map(|job| outlook(&queue, job).position);
     assert_eq!(ahead, [Some(2), Some(1)]);
     drop(waiting);
@@ -1592,7 +1594,7 @@ async fn answer(queue: &Queue, claim: &Claim) {
         result: serde_json::value::to_raw_value("the memo").ok(),
         ..AttemptReport::default()
     };
-    queue.settle(&claim.job, &Disposition::Succeed, report).await;
+    queue.work().settle(&claim.job, &Disposition::Succeed, report).await;
 }
 
 #[tokio::test]
@@ -1620,7 +1622,7 @@ async fn an_answer_is_given_again_while_it_is_young_and_costs_nothing() {
         batch.iter().map(|job| job.status(clock.now())).collect::<Vec<_>>(),
         ["succeeded", "queued"].map(|status| status.parse().unwrap())
     );
-    assert_eq!((queue.spent_today().calls, queue.0.metrics.answers_cached.get()), (1, 2));
+    assert_eq!((queue.operations().spent_today().calls, queue.0.metrics.answers_cached.get()), (1, 2));
 
     let own = queue.enqueue(Submission { wants_its_own: true, ..question("a") }).await.unwrap().record.job;
     let later = Submission { run_at: Some(clock.now().plus(Duration::from_millis(1))), ..question("a") };
@@ -1666,12 +1668,12 @@ async fn a_client_whose_question_is_being_asked_is_held_for_that_answer_and_asks
     let (second, waiting) = hold("a").await;
     let waits = outlook(&queue, &second);
     assert_eq!((waits.position, waits.waiting_for), (None, WaitingFor::SameQuestion));
-    assert_eq!(queue.pick(queue.now(), &Lanes::All), Pick::First, "it has no place of its own");
+    assert_eq!(queue.work().pick(queue.now(), &Lanes::All), Pick::First, "it has no place of its own");
     let waiting = waiting.unwrap();
     let mut answered = Box::pin(queue.answer(&waiting));
     assert!(poll!(&mut answered).is_pending(), "the answer may come in time");
 
-    queue.settle(&first.job, &Disposition::released(FailureCode::RateLimited), AttemptReport::default()).await;
+    queue.work().settle(&first.job, &Disposition::released(FailureCode::RateLimited), AttemptReport::default()).await;
     assert!(outlook(&queue, &second).waiting_for != WaitingFor::SameQuestion);
     let again = claimed(&queue).await;
     assert_eq!(again.job.id, first.job.id, "its client could not be answered in time any more");
@@ -1716,16 +1718,16 @@ async fn a_start_ends_the_attempts_of_its_own_nodes_former_starts_alone() {
     assert_eq!([lost.job.id, kept.job.id], ids[..], "two nodes share the jobs of one store");
     drop(first);
     let again = start("a", 2).await;
-    assert_eq!(again.recover().await, Ok(1));
+    assert_eq!(again.work().recover().await, Ok(1));
     assert_eq!(again.find(lost.job.id).await.unwrap().state, JobState::Failed { code: FailureCode::OutcomeUnknown });
     assert!(lost.lost.is_cancelled() && !kept.lost.is_cancelled());
-    assert_eq!(start("a", 3).await.recover().await, Ok(0));
+    assert_eq!(start("a", 3).await.work().recover().await, Ok(0));
 
     answer(&second, &kept).await;
     assert_eq!(again.find(kept.job.id).await.unwrap().state, JobState::Succeeded, "the other node's attempt lived on");
     let third = first_of(&again).await;
     clock.advance(LEASE);
-    second.end_overdue().await.unwrap();
+    second.work().end_overdue().await.unwrap();
     assert_eq!(again.find(third.job.id).await.unwrap().state, JobState::Failed { code: FailureCode::OutcomeUnknown });
 }
 
@@ -1748,8 +1750,8 @@ async fn a_job_that_was_stored_while_its_answer_was_gets_it_without_a_call() {
     let report = Arc::new(AttemptReport { result, ..AttemptReport::default() });
     // The store was told of no follower.
     queue.0.store.succeed(first, 1, report, Vec::new(), clock.now()).await.unwrap();
-    let proposal = queue.propose(&Lanes::All).unwrap();
-    assert!(queue.claim(proposal).await.unwrap().is_none());
+    let proposal = queue.work().propose(&Lanes::All).unwrap();
+    assert!(queue.work().claim(proposal).await.unwrap().is_none());
     let record = queue.get(second).await.unwrap();
     assert_eq!((record.job.state, record.answer().unwrap().outcome), (JobState::Succeeded, AttemptOutcome::Shared));
 }

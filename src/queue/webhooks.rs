@@ -2,10 +2,10 @@
 
 use tokio::time::Instant;
 
-use super::{Queue, QueueError, note_caller};
+use super::{Operations, QueueError, note_caller};
 use crate::job::{JobId, JobPage, JobRecord, Listing, caller::Caller};
 
-impl Queue {
+impl Operations {
     /// A page of the jobs whose webhook was tried and not accepted, newest job first: of all callers, or of the one that
     /// the filter names. It looks at no other condition.
     ///
@@ -21,20 +21,20 @@ impl Queue {
     /// # Errors
     /// [`QueueError::NotFound`], [`QueueError::Conflict`], [`QueueError::Refused`], [`QueueError::Unavailable`].
     pub async fn resend_webhook(&self, id: JobId, by: Caller) -> Result<JobRecord, QueueError> {
-        let record = self.get(id).await?;
+        let record = self.0.get(id).await?;
         if record.request.callback_url.is_none() {
             return Err(QueueError::Conflict(
                 "the job has no callback_url, so there is no webhook to resend".to_owned(),
             ));
         }
         if !record.job.state.is_final() {
-            let status = record.job.status(self.now());
+            let status = record.job.status(self.0.now());
             return Err(QueueError::Conflict(format!("the job is {status}; its webhook is sent when it ends")));
         }
         self.charge(by)?;
-        self.0.outbox.resend(id, self.now()).await?;
+        self.0.outbox.resend(id, self.0.now()).await?;
         self.0.ended.notify_one();
-        self.get(id).await
+        self.0.get(id).await
     }
 
     /// Counts something that costs as much as a submission as one of the caller's.

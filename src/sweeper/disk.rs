@@ -11,7 +11,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{metrics::Metrics, queue::Queue};
+use crate::{metrics::Metrics, queue::WorkQueue};
 
 /// Short enough that full load can't eat a floor of usual height in between.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -48,7 +48,7 @@ impl DiskWatch {
         DiskWatch { file: file_id(&path), path, folder, has_floor, metrics }
     }
 
-    pub async fn look(&self, queue: &Queue) {
+    pub async fn look(&self, queue: &WorkQueue) {
         let (folder, path) = (self.folder.clone(), self.path.clone());
         // A look at a file system of another host may take its time.
         match tokio::task::spawn_blocking(move || (file_id(&path), space(folder))).await {
@@ -65,7 +65,7 @@ impl DiskWatch {
     }
 
     /// Looks until `closing` is cancelled.
-    pub async fn run(self, queue: Queue, closing: CancellationToken) {
+    pub async fn run(self, queue: WorkQueue, closing: CancellationToken) {
         let looks = async {
             loop {
                 tokio::time::sleep(LOOK_INTERVAL).await;

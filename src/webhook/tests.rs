@@ -192,7 +192,7 @@ async fn a_message_that_is_resent_while_its_next_try_is_hours_away_goes_at_once(
     let first = world.arrived.recv().await.unwrap();
     let failed = world.tried(id, 1).await;
     assert!(failed.next_at().unwrap() > world.clock.now());
-    let resent = world.queue.resend_webhook(id, None).await.unwrap();
+    let resent = world.queue.operations().resend_webhook(id, None).await.unwrap();
     assert_eq!(resent.delivery.unwrap().next_at(), Some(world.clock.now()));
     assert_eq!(world.arrived.recv().await.unwrap().id, first.id);
     let delivered = world.tried(id, 2).await;
@@ -240,13 +240,13 @@ async fn retention_waits_for_a_receiver_that_is_down() {
         for id in ids {
             assert!(world.tried(id, tries).await.next_at().is_some());
         }
-        assert!(!world.queue.sweep().await.unwrap());
+        assert!(!world.queue.work().sweep().await.unwrap());
         world.clock.advance(Duration::from_secs(pause));
     }
     for id in ids {
         assert_eq!(world.tried(id, 4).await.state, DeliveryState::Delivered);
     }
-    world.queue.sweep().await.unwrap();
+    world.queue.work().sweep().await.unwrap();
     for id in ids {
         assert!(matches!(world.queue.get(id).await, Err(QueueError::NotFound(_))), "told, it is as any other");
     }

@@ -21,7 +21,7 @@ use crate::{
         disposition::{Scope, SharedFailure},
     },
     ledger::Spending,
-    queue::{Policy, Submission},
+    queue::{Policy, Queue, Submission},
     store::{
         JobStore as _,
         fault::{FaultStore, Moment},
@@ -105,7 +105,7 @@ impl Shop {
         let per_minute = RateCaps { requests: most, input_tokens: most, output_tokens: most };
         let limits = Limits::new(per_minute, 1, None, Arc::new(|| ModelKey::of("scripted")));
         let worker = Worker {
-            queue: queue.clone(),
+            queue: queue.work(),
             limits: limits.clone(),
             agent: Scripted { script: Arc::new(script) },
             metrics: metrics.clone(),
@@ -237,7 +237,7 @@ async fn heartbeats_keep_the_lease_of_an_attempt_that_takes_long() {
         shop.clock.advance(LEASE * 9 / 10);
         let now = shop.queue.now();
         shop.until(id, |job| lease_until(job) == now.plus(LEASE)).await;
-        shop.queue.sweep().await.unwrap();
+        shop.queue.work().sweep().await.unwrap();
         let job = shop.store.find(id).await.unwrap().unwrap();
         assert_eq!((job.attempt, job.status(now)), (1, JobStatus::Running));
     }
@@ -280,7 +280,7 @@ async fn a_heartbeat_that_finds_its_lease_lost_stops_the_attempt_whose_late_sett
     assert_eq!(lost.job.state, JobState::Failed { code: FailureCode::OutcomeUnknown });
 
     let (_, report) = success();
-    shop.queue.settle(&mine, &Disposition::Succeed, report).await;
+    shop.queue.work().settle(&mine, &Disposition::Succeed, report).await;
     let after = shop.queue.get(id).await.unwrap();
     assert_eq!((after.job, after.attempts.len()), (lost.job, 1), "a late settle changes nothing");
     assert_eq!(shop.metrics.leases_lost.get(), 2);
@@ -311,7 +311,7 @@ async fn an_attempt_goes_on_where_the_clock_jumps_beyond_its_lease() {
     assert_eq!(next(&mut told).await, "started");
     for _ in 0..3 {
         shop.clock.advance(LEASE * 100);
-        shop.queue.sweep().await.unwrap();
+        shop.queue.work().sweep().await.unwrap();
     }
     assert!(told.try_recv().is_err(), "neither stopped nor started again");
     assert_eq!(shop.store.find(id).await.unwrap().unwrap().attempt, 1);
@@ -386,7 +386,7 @@ async fn a_job_that_was_claimed_ahead_is_released_unspent_when_it_must_not_be_ca
         match why {
             "stop" => shop.closing.cancel(),
             "pause" => {
-                shop.queue.pause("ann").await.unwrap();
+                shop.queue.operations().pause("ann").await.unwrap();
                 shop.queue.cancel(called).await.unwrap();
             }
             "gate" => block(&shop, code, Some(PATIENCE)),
@@ -425,7 +425,7 @@ async fn a_job_that_was_claimed_ahead_can_be_cancelled() {
     shop.queue.cancel(ahead).await.unwrap();
     // It gives its place up by itself, while the other's call goes on.
     let given_up = async {
-        while shop.queue.running_attempts() > 1 {
+        while shop.queue.operations().running_attempts() > 1 {
             tokio::task::yield_now().await;
         }
     };

@@ -135,11 +135,11 @@ async fn claim(queue: &Queue, turn: &Mutex<()>) -> Claim {
     loop {
         let proposal = {
             let _turn = turn.lock().await;
-            queue.until_ready().await;
-            queue.propose(&Lanes::All)
+            queue.work().until_ready().await;
+            queue.work().propose(&Lanes::All)
         };
         if let Some(proposal) = proposal
-            && let Some(claim) = queue.claim(proposal).await.unwrap()
+            && let Some(claim) = queue.work().claim(proposal).await.unwrap()
         {
             return claim;
         }
@@ -154,7 +154,7 @@ fn work(tasks: &mut JoinSet<()>, queue: &Queue, workers: usize, settled: &Arc<At
         tasks.spawn(async move {
             loop {
                 let claim = claim(&queue, &turn).await;
-                queue.settle(&claim.job, &Disposition::Succeed, answer()).await;
+                queue.work().settle(&claim.job, &Disposition::Succeed, answer()).await;
                 settled.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -245,7 +245,7 @@ async fn settle() {
                     let claim = claim(&queue, &turn).await;
                     let report = answer();
                     let started = Instant::now();
-                    queue.settle(&claim.job, &Disposition::Succeed, report).await;
+                    queue.work().settle(&claim.job, &Disposition::Succeed, report).await;
                     latencies.push(started.elapsed());
                 }
                 latencies
@@ -298,10 +298,10 @@ async fn sparse(queue: &Queue) {
         queue.enqueue(question()).await.unwrap();
         let claim = claim(queue, &turn).await;
         match n % 4 {
-            0 => queue.settle(&claim.job, &Disposition::Succeed, answer()).await,
+            0 => queue.work().settle(&claim.job, &Disposition::Succeed, answer()).await,
             1 => {
                 let disposition = Disposition::Fail { code: FailureCode::Refused };
-                queue.settle(&claim.job, &disposition, AttemptReport::default()).await;
+                queue.work().settle(&claim.job, &disposition, AttemptReport::default()).await;
             }
             2 => drop(queue.cancel(claim.job.id).await.unwrap()),
             _ => {}
@@ -407,7 +407,7 @@ async fn churn() {
     let (jobs, kept, step) = CHURN;
     let folder = tempfile::tempdir().unwrap();
     let (queue, store, closing) = open(folder.path(), kept).await;
-    let sweeper = tokio::spawn(sweeper::run(queue.clone(), closing.clone()));
+    let sweeper = tokio::spawn(sweeper::run(queue.work(), closing.clone()));
     let (mut workers, settled) = (JoinSet::new(), Arc::default());
     work(&mut workers, &queue, TASKS, &settled);
     let mut looks: Vec<Look> = Vec::new();

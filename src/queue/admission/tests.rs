@@ -182,7 +182,7 @@ impl World {
             }
             Met::MaxScheduled => drop(queue.enqueue(others(true)).await.unwrap()),
             Met::PerCaller | Met::SubmitsPerMinute => drop(queue.enqueue(submission(false)).await.unwrap()),
-            Met::DiskFloor => queue.note_disk_space(0, 80 * MIB),
+            Met::DiskFloor => queue.work().note_disk_space(0, 80 * MIB),
         }
         World { queue, cancelled }
     }
@@ -205,7 +205,7 @@ impl World {
                 let entry = audit.record(action, None).await.unwrap();
                 let until = Instant::now() + Duration::from_secs(30);
                 let bulk = Bulk { action: Action::Retry, filter: JobFilter::default(), cursor: None, until };
-                queue.act(&bulk, (&audit, &entry)).await.map(drop)
+                queue.operations().act(&bulk, (&audit, &entry)).await.map(drop)
             }
             Route::Import => {
                 let Submission { request, run_at, .. } = submission(later);
@@ -213,7 +213,7 @@ impl World {
                 job.caller = caller::named("alice");
                 job.state = JobState::Queued { run_at: run_at.unwrap_or(job.created_at) };
                 job.is_timed = later;
-                queue.import(vec![JobRecord::fresh(job, Arc::new(request))]).await.map(drop)
+                queue.operations().import(vec![JobRecord::fresh(job, Arc::new(request))]).await.map(drop)
             }
         }
     }

@@ -77,7 +77,7 @@ impl Jobs {
         let claim = claimed(&queue).await;
         let again =
             Disposition::Retry { code: FailureCode::Overloaded, class: FailureClass::Overload, after: Some(BACKOFF) };
-        queue.settle(&claim.job, &again, AttemptReport::default()).await;
+        queue.work().settle(&claim.job, &again, AttemptReport::default()).await;
         drop(claim);
         ask(about("running")).await;
         let running = claimed(&queue).await;
@@ -93,14 +93,14 @@ impl Jobs {
         let metrics = Metrics::new();
         let store = open(self.folder.path(), &self.clock, &metrics);
         self.queue = Queue::over(store, &self.clock, &self.policy, &metrics).await;
-        self.queue.recover().await.unwrap();
+        self.queue.work().recover().await.unwrap();
     }
 
     /// Has time pass, with the sweeper at work every second.
     async fn pass(&self, time: Duration) {
         for _ in 0..time.as_secs() {
             self.clock.advance(Duration::from_secs(1));
-            while self.queue.sweep().await.unwrap() {}
+            while self.queue.work().sweep().await.unwrap() {}
         }
     }
 
@@ -111,8 +111,8 @@ impl Jobs {
     /// Claims all jobs that a worker can claim now. Gives their ids, in order.
     async fn claim_all(&mut self) -> Vec<JobId> {
         let before = self.claims.len();
-        while let Some(proposal) = self.queue.propose(&Lanes::All) {
-            self.claims.extend(self.queue.claim(proposal).await.unwrap());
+        while let Some(proposal) = self.queue.work().propose(&Lanes::All) {
+            self.claims.extend(self.queue.work().claim(proposal).await.unwrap());
         }
         self.claims[before..].iter().map(|claim| claim.job.id).collect()
     }
@@ -158,7 +158,7 @@ async fn a_jump_of_the_clock_while_the_service_runs_moves_no_job() {
         jobs.pass(BACKOFF).await;
         assert_eq!(jobs.claim_all().await, [jobs.retried], "{what}: its backoff is over");
         jobs.clock.advance(HOUR);
-        jobs.queue.sweep().await.unwrap();
+        jobs.queue.work().sweep().await.unwrap();
         assert!(jobs.claim_all().await.contains(&jobs.timed), "{what}");
         answer(&jobs.queue, &jobs.running).await;
         assert_eq!(jobs.status(jobs.blocked).await, JobStatus::Succeeded, "{what}: it shares the answer");
@@ -202,10 +202,10 @@ async fn a_client_that_names_a_time_gets_it_by_the_wall_clock() {
         jobs.claim_all().await;
         let run_at = jobs.queue.find(jobs.timed).await.unwrap().due_at;
         jobs.clock.advance(run_at.since(jobs.clock.wall()) - Duration::from_secs(10));
-        jobs.queue.sweep().await.unwrap();
+        jobs.queue.work().sweep().await.unwrap();
         assert!(!jobs.claim_all().await.contains(&jobs.timed), "the wall clock shows {}", jobs.clock.wall());
         jobs.clock.advance(Duration::from_secs(10));
-        jobs.queue.sweep().await.unwrap();
+        jobs.queue.work().sweep().await.unwrap();
         assert!(jobs.claim_all().await.contains(&jobs.timed), "the wall clock shows {}", jobs.clock.wall());
     }
 }
