@@ -5,10 +5,8 @@
 //! This module opens no socket (`app` does) and uses neither the store nor Claude directly.
 
 mod actions;
-mod admin;
 mod analyze;
 pub mod api;
-mod batch;
 mod body;
 mod document;
 mod events;
@@ -22,6 +20,7 @@ mod host;
 mod jobs;
 mod keys;
 mod limits;
+mod listing;
 pub mod memory;
 pub mod memos;
 mod middleware;
@@ -56,7 +55,6 @@ use self::{
     problem::{METHOD_NOT_ALLOWED, Problem, ROUTE_NOT_FOUND},
 };
 use crate::config::values::Origin;
-/// How long a browser may keep the answer to a CORS preflight.
 const CORS_MAX_AGE: Duration = Duration::from_mins(10);
 
 /// The router of the whole service: the API and the pages. `pages` gets the API's routes to call, without the
@@ -93,7 +91,6 @@ fn cors(origins: &[Origin]) -> CorsLayer {
         .max_age(CORS_MAX_AGE)
 }
 
-/// The OpenAPI document of the routes.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     routes().into_openapi()
 }
@@ -101,8 +98,8 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 fn routes() -> OpenApiRouter<Arc<Api>> {
     let mut routes = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(analyze::analyze))
-        .routes(routes!(batch::batch))
-        .routes(routes!(jobs::list))
+        .routes(routes!(analyze::batch))
+        .routes(routes!(listing::list_own))
         .routes(routes!(jobs::get, jobs::delete))
         .routes(routes!(events::events))
         .routes(routes!(jobs::cancel))
@@ -112,7 +109,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(webhooks::rotate))
         .routes(routes!(webhooks::test))
         .routes(routes!(webhooks::own_failing))
-        .routes(routes!(admin::list))
+        .routes(routes!(listing::list))
         .routes(routes!(actions::act))
         .routes(routes!(operate::stats))
         .routes(routes!(operate::pause))

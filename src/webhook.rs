@@ -56,7 +56,6 @@ use crate::{
 /// A receiver must have answered within this time, as the specification recommends.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Looks for what is due at most so often: jobs may end by the thousand a second.
@@ -68,13 +67,11 @@ const POLL: Duration = Duration::from_secs(1);
 /// Pause before a message goes on whose outcome was not written: it will be sent again.
 const UNWRITTEN_PAUSE: Duration = Duration::from_secs(5);
 
-/// Most characters of an error that are stored with a try.
 const MAX_ERROR: usize = 200;
 
 /// Most test messages that are sent at a time: each holds its request until the receiver answers.
 const MAX_TESTS: usize = 16;
 
-/// Sends what is due.
 #[derive(Clone)]
 pub struct Webhooks {
     queue: Queue,
@@ -82,13 +79,11 @@ pub struct Webhooks {
     http: reqwest::Client,
     secrets: Secrets,
     callbacks: Callbacks,
-    /// For links to the memo's page.
     public_url: Option<Origin>,
     metrics: Metrics,
     tests: Arc<Semaphore>,
 }
 
-/// A message to send.
 struct Outgoing<'a> {
     url: &'a str,
     id: String,
@@ -216,7 +211,6 @@ impl Webhooks {
     async fn deliver(&self, id: JobId) -> bool {
         let record = match self.queue.get(id).await {
             Ok(record) => record,
-            // Removed meanwhile.
             Err(QueueError::NotFound(_)) => return true,
             Err(error) => {
                 warn!(job.id = %id, %error, "failed to load a webhook; trying again");
@@ -224,7 +218,7 @@ impl Webhooks {
                 return true;
             }
         };
-        let Some(delivery) = owed(&record).cloned() else { return true };
+        let Some(delivery) = due_delivery(&record).cloned() else { return true };
         let message = Message::new(&record, self.public_url.as_ref());
         // A person had it resent, so it is sent even if its event was not chosen.
         if delivery.resends == 0 && !message.is_chosen(&record.request.callback_events) {
@@ -265,7 +259,6 @@ impl Webhooks {
         http_status.is_some()
     }
 
-    /// Stores the outcome of a try.
     async fn record(&self, id: JobId, delivery: Delivery) {
         if let Err(error) = self.outbox.record(id, delivery).await {
             warn!(job.id = %id, %error, "failed to store the result of a webhook; it will be sent again");
@@ -310,18 +303,16 @@ fn note_answer(span: &Span, http_status: Option<u16>, error: Option<&str>) {
     }
 }
 
-/// What is to be sent of a job as it is in this record: nothing while it has not ended, whatever is due.
-fn owed(record: &JobRecord) -> Option<&Delivery> {
+/// Nothing is sent while the job has not ended, for example after a retry.
+fn due_delivery(record: &JobRecord) -> Option<&Delivery> {
     record.delivery.as_ref().filter(|delivery| delivery.next_at().is_some() && record.job.state.is_final())
 }
 
-/// The pause that a receiver requests, in seconds or until a date.
 fn retry_after(headers: &header::HeaderMap, wall: Timestamp) -> Option<Duration> {
     let now = UNIX_EPOCH + Duration::from_millis(wall.as_millis().cast_unsigned());
     clock::retry_after(headers.get(header::RETRY_AFTER)?.to_str().ok()?, now)
 }
 
-/// An error with its causes, in one line.
 fn with_causes(error: &dyn Error) -> String {
     let causes: Vec<String> = successors(Some(error), |&error| error.source()).map(ToString::to_string).collect();
     causes.join(": ").chars().take(MAX_ERROR).collect()

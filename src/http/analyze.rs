@@ -1,29 +1,34 @@
 //! `POST /api/v1/analyze`: submits a question as a job, and returns the memo to clients that wait.
+//! `POST /api/v1/analyze/batch`: submits many questions, all or none.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
+    Json,
     extract::{Request, State},
-    http::{HeaderValue, request::Parts},
-    response::Response,
+    http::{HeaderValue, StatusCode, request::Parts},
+    response::{IntoResponse, Response},
 };
+use serde::Serialize;
 use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
+use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::{
-    api::Api,
+    api::{Api, allowance},
     body,
     extract::{Params, Submitter},
     headers::{IDEMPOTENCY_REPLAYED, idempotency_key, wants_its_own},
     observe,
     problem::Problem,
-    submission::{self, Body, max_body_bytes},
-    view::JobView,
+    submission::{self, BatchBody, Body, MAX_BATCH_BYTES, max_body_bytes},
+    view::{JobView, Links, links},
     wait::{Held, PREFERENCE_APPLIED, Wait},
 };
 use crate::{
     digest::ModelKey,
-    job::JobRecord,
+    job::{JobRecord, JobStatus},
     queue::{Accepted, Queue, Waiting},
 };
 
@@ -91,7 +96,7 @@ pub(super) async fn analyze(
     let until = wait.or(preferred).and_then(Wait::until);
     let lane = submission.request.model.as_deref().map(ModelKey::of);
     let accepted = match until {
-        Some(until) => api.queue.ask(submission, until, || api.allowance(lane)).await,
+        Some(until) => api.queue.ask(submission, until, || allowance(&api.limits, lane)).await,
         None => api.queue.enqueue(submission).await.map(|accepted| (accepted, None)),
     };
     api.show_quota(submitter.by);
@@ -117,8 +122,7 @@ pub(super) async fn analyze(
     if let Some(held) = held {
         held.answered(&record.job.state);
     }
-    let now = api.queue.now();
-    let mut response = api.view(&record, now).respond_to_asker(now);
+    let mut response = api.view(&record).respond_to_asker();
     if replayed {
         response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
     }
@@ -140,4 +144,75 @@ async fn hold(queue: &Queue, waiting: &Waiting) -> Option<JobRecord> {
         }
         Err(_) => None,
     }
+}
+
+/// The jobs of a batch.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Batch {
+    /// One job for each request, in the same order.
+    jobs: Vec<BatchJob>,
+}
+
+/// A job of a batch in short form. `links.self` has the whole job.
+#[derive(Serialize, ToSchema)]
+struct BatchJob {
+    id: Uuid,
+    status: JobStatus,
+    links: Links,
+}
+
+/// Submit many questions
+///
+/// Accepts all requests or no request, in one commit, also if the service crashes. If one request is invalid, all are
+/// refused, and the error names its index (`requests[7].query`). The body may have up to 8 MiB.
+#[utoipa::path(
+    post, path = "/api/v1/analyze/batch", operation_id = "analyze_batch", tag = "analysis",
+    params(
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
+            pattern = "^[!-~]([ -~]*[!-~])?$", description = "Your id for the whole batch, up to 255 characters. \
+            The same key with the same requests in the same order returns the same jobs, with \
+            `Idempotency-Replayed: true`"),
+        ("Cache-Control" = Option<String>, Header, description = "As for a single question")
+    ),
+    request_body = BatchBody,
+    responses(
+        (status = 202, description = "All jobs are accepted", body = Batch,
+            headers(("Idempotency-Replayed" = bool, description = "`true` for existing jobs of the same Idempotency-Key"))),
+        (status = 400, description = "`invalid_parameter`: the Idempotency-Key is not valid"),
+        (status = 410, description = "`job_removed`: a job of this Idempotency-Key was removed"),
+        (status = 422, description = "`validation_failed`: `errors` lists all invalid fields. `idempotency_key_reused`: the \
+            key belongs to another request"),
+        (status = 429, description = "`rate_limited`: more jobs than SUBMITS_PER_MINUTE. `too_many_pending`: more pending jobs \
+            than a tenth of MAX_QUEUED_JOBS, the most of one caller"),
+        (status = 503, description = "`queue_full` (no room for the whole batch), `storage_low`, `shutting_down`, \
+            `storage_unavailable`, `timeout`")
+    )
+)]
+pub(super) async fn batch(
+    submitter: Submitter,
+    State(api): State<Arc<Api>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let (Parts { headers, .. }, body) = request.into_parts();
+    let body = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let idempotency_key = idempotency_key(&headers)?;
+    let mut submissions = submission::parse_batch(&body, api.bounds(), api.queue.wall())?;
+    let request_id = observe::request_id();
+    for submission in &mut submissions {
+        submission.request.request_id = Some(request_id.clone());
+        submission.request.caller.clone_from(&submitter.name);
+        submission.by = submitter.by;
+        submission.wants_its_own = wants_its_own(&headers);
+    }
+    let accepted = api.queue.enqueue_all(submissions, idempotency_key.as_deref()).await;
+    api.show_quota(submitter.by);
+    let (jobs, replayed) = accepted?;
+    info!(request.id = request_id, jobs = jobs.len(), replayed, "batch received");
+    let now = api.queue.now();
+    let jobs = jobs.iter().map(|job| BatchJob { id: job.id, status: job.status(now), links: links(job, false) });
+    let mut response = (StatusCode::ACCEPTED, Json(Batch { jobs: jobs.collect() })).into_response();
+    if replayed {
+        response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
 }

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::{
-    http::{HeaderName, HeaderValue, StatusCode},
-    response::Response,
-};
+use axum::http::{HeaderName, HeaderValue};
 use serde::Serialize;
 use tokio::time::Instant;
 use utoipa::ToSchema;
@@ -23,7 +20,6 @@ use crate::{
     agent::models::Models,
     audit::AuditLog,
     auth::Auth,
-    clock::Timestamp,
     config::values::{Network, Origin},
     digest::Lane,
     job::{Job, JobRecord, callback::Callbacks, caller::Caller},
@@ -38,64 +34,46 @@ use crate::{
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// Everything the routes need.
 pub struct Api {
     pub queue: Queue,
     pub operations: Operations,
-    /// What calls cost.
     pub ledger: Arc<dyn Ledger>,
     pub audit: Arc<AuditLog>,
-    /// The limits on calls. Readiness and metrics show their gate.
     pub limits: Limits,
-    /// The prompt versions that a request may name.
     pub prompts: Prompts,
     pub metrics: Metrics,
-    /// What is known of each model.
     pub models: Models,
     /// What an operator should know, though the service works.
     pub notes: Arc<dyn Fn() -> Vec<Note> + Send + Sync>,
     pub auth: Arc<Auth>,
-    /// The bound on memory for request bodies and answers.
     pub memory: MemoryBudget,
     pub refusals: RefusalLog,
-    /// The rate limit of wrong credentials.
     pub failures: Failures,
-    /// Proxies whose X-Forwarded-For is believed.
     pub trusted_proxies: Arc<[Network]>,
     /// Origins whose web pages may call the API from a browser.
     pub cors_origins: Vec<Origin>,
     /// The address by which browsers reach the service, if it is set.
     pub public_url: Option<Origin>,
-    /// Which callback URLs are accepted.
     pub callbacks: Callbacks,
-    /// Sends test messages, and has the secrets that sign webhooks.
     pub webhooks: Webhooks,
-    /// Most characters in a query.
     pub max_query_length: usize,
     pub memos: Memos,
 }
 
 impl Api {
-    /// The job as an answer, with `Retry-After` while it is pending.
-    pub(super) fn respond(&self, status: StatusCode, record: &JobRecord) -> Response {
-        let now = self.queue.now();
-        self.view(record, now).respond(status, now)
-    }
-
-    /// The job as clients see it at `now`.
-    pub(super) fn view<'a>(&self, record: &'a JobRecord, now: Timestamp) -> JobView<'a> {
-        self.view_with(record, now, Include::ALL)
+    /// The job as clients see it now.
+    pub(super) fn view<'a>(&self, record: &'a JobRecord) -> JobView<'a> {
+        self.view_with(record, Include::ALL)
     }
 
     /// The jobs of a page, with those of their large parts that `include` names.
     pub(super) fn listed<'a>(&self, records: &'a [JobRecord], include: Include) -> Vec<JobView<'a>> {
-        let now = self.queue.now();
-        records.iter().map(|record| self.view_with(record, now, include)).collect()
+        records.iter().map(|record| self.view_with(record, include)).collect()
     }
 
-    fn view_with<'a>(&self, record: &'a JobRecord, now: Timestamp, include: Include) -> JobView<'a> {
-        let kind = Kind::of(&record.request, record.job.waited_for);
-        JobView::new(record, now, include, &self.memos).with_outlook(self.outlook(&record.job, &kind))
+    fn view_with<'a>(&self, record: &'a JobRecord, include: Include) -> JobView<'a> {
+        let outlook = self.outlook(&record.job, &Kind::of(&record.request, record.job.waited_for));
+        JobView::new(record, self.queue.now(), include, &self.memos).with_outlook(outlook)
     }
 
     /// Adds the caller's quota to the response, if submissions are limited.
@@ -110,7 +88,6 @@ impl Api {
         }
     }
 
-    /// The bounds on submissions.
     pub(super) fn bounds(&self) -> Bounds<'_> {
         Bounds {
             max_query_length: self.max_query_length,
@@ -122,12 +99,7 @@ impl Api {
 
     /// Why a job waits, if it does.
     pub(super) fn outlook(&self, job: &Job, kind: &Kind) -> Option<Outlook> {
-        self.queue.outlook(job, kind, || self.allowance(job.model))
-    }
-
-    /// What the limits on calls allow jobs of a lane at the moment.
-    pub(super) fn allowance(&self, lane: Lane) -> Allowance {
-        allowance(&self.limits, lane)
+        self.queue.outlook(job, kind, || allowance(&self.limits, job.model))
     }
 }
 

@@ -41,7 +41,6 @@ const MAX_MESSAGE: usize = 300;
 /// Largest body of a request other than a submission.
 const MAX_SMALL_BYTES: usize = 64 << 10;
 
-/// A small JSON object, yet to be checked.
 pub(super) struct JsonBody<T>(Option<T>, Vec<FieldError>);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
@@ -97,7 +96,6 @@ fn encoding(headers: &HeaderMap) -> Option<String> {
     charset.filter(|charset| !is(charset, &["utf-8", "utf8", "us-ascii"])).map(|charset| format!("in {charset:?}"))
 }
 
-/// The whole body, at most `limit` bytes.
 pub(super) async fn read_whole(body: axum::body::Body, limit: usize) -> Result<Vec<u8>, Problem> {
     // The announced size is too large to be read to the end, so refuse it at once.
     let said = axum::body::HttpBody::size_hint(&body).lower();
@@ -208,7 +206,6 @@ pub(super) fn indexes(errors: &[FieldError], name: impl Fn(usize) -> String) -> 
     (0..).filter(move |&index| errors.is_empty() || !errors.iter().any(|error| error.field == name(index)))
 }
 
-/// Why a body can't be read.
 struct Mistake {
     place: Vec<Segment>,
     message: String,

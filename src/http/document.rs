@@ -18,8 +18,8 @@ use utoipa::{
 };
 
 use super::{
-    admin::Label,
     events::JobEvent,
+    listing::Label,
     problem::{
         BODY_TIMEOUT, BODY_TOO_LARGE, FORBIDDEN, FOREIGN_HOST, INTERNAL, INVALID_BODY, INVALID_HOST, INVALID_JOB_ID,
         INVALID_JSON, INVALID_PARAMETER, JOB_NOT_FOUND, Kind, ProblemBody, SERVER_BUSY, STORAGE_UNAVAILABLE, TIMEOUT,
@@ -31,7 +31,6 @@ use crate::{
     webhook::message::{Message, TestMessage},
 };
 
-/// The name of the security scheme `Authorization: Bearer`.
 const BEARER: &str = "bearer";
 
 /// Operations that count as submissions.
@@ -44,7 +43,6 @@ const LISTING: &[&str] =
 /// Operations with a scope that do not need the store.
 const IN_MEMORY: &[&str] = &["get_history", "get_limits", "get_stats", "list_keys", "list_prompts", "test_webhook"];
 
-/// The document before its routes.
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -78,7 +76,6 @@ struct Route {
     has_json: bool,
 }
 
-/// A problem, and which routes can have it.
 type Shared = (Kind, fn(&Route) -> bool);
 
 const SHARED: [Shared; 18] = [
@@ -120,7 +117,6 @@ const HEADERS: [(&[&str], &str, &str, &str); 7] = [
     (&["get_job"], "200 304", "ETag", "The job's version, for `If-None-Match`"),
 ];
 
-/// Adds what all routes share, and what the derive macro can't express.
 pub(super) fn complete(document: &mut utoipa::openapi::OpenApi) {
     // Cargo.toml has no `license`, which is for the owner of the service to set. The macro makes an empty one, which is
     // not valid.
@@ -176,11 +172,10 @@ fn unnull(parameter: &mut RefOr<Parameter>) {
     }
 }
 
-/// The credentials of a route: this scope or, except for admin routes, also none, because a service without API keys needs
-/// none.
+/// A service without API keys needs no credentials, except for admin routes.
 fn security(scope: Scope) -> Vec<SecurityRequirement> {
-    let none = (scope < Scope::Admin).then(SecurityRequirement::default);
-    [SecurityRequirement::new(BEARER, [scope.to_string()])].into_iter().chain(none).collect()
+    let needs_nothing = (scope < Scope::Admin).then(SecurityRequirement::default);
+    [SecurityRequirement::new(BEARER, [scope.to_string()])].into_iter().chain(needs_nothing).collect()
 }
 
 impl Route {

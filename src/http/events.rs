@@ -2,7 +2,7 @@
 //!
 //! No response takes longer than 30 s, so the stream ends after [`MAX_HOLD`]. The client reconnects with the id of the
 //! last event, which every `EventSource` does by itself. Nothing is lost in between, because the event id says what the
-//! client has received. A `204` tells the client to stop.
+//! client has received. A `204` makes the client stop.
 
 use std::{convert::Infallible, fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -34,7 +34,6 @@ use crate::{
     queue::{Follower, Kind, News, Outlook, Seen},
 };
 
-/// How long a client should wait before it reconnects.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Longest silence: proxies cut a silent stream, usually after 15 s or more. A waiting job's new outlook is sent, or a
@@ -77,11 +76,11 @@ pub(super) async fn events(
     let record = api.queue.get(id).await?;
     let kind = Kind::of(&record.request, record.job.waited_for);
     let ends_at = observe::started() + MAX_HOLD;
-    let telling = Telling { api, id, kind, access, follower, outlook: None, next_beat: now, ends_at };
+    let open = EventStream { api, id, kind, access, follower, outlook: None, next_beat: now, ends_at };
     let head = stream::iter([Ok::<_, Infallible>(Event::default().retry(RETRY))]);
-    let events = stream::unfold(telling, |mut telling| async move {
-        let event = telling.next().await?;
-        Some((Ok(event), telling))
+    let events = stream::unfold(open, |mut open| async move {
+        let event = open.next().await?;
+        Some((Ok(event), open))
     });
     let mut response = Sse::new(stream::StreamExt::chain(head, events)).into_response();
     // Proxies buffer or compress answers, and would hold the events back to the end.
@@ -90,15 +89,13 @@ pub(super) async fn events(
     Ok(response)
 }
 
-/// An open stream.
-struct Telling {
+struct EventStream {
     api: Arc<Api>,
     id: JobId,
     kind: Kind,
     /// By which the stream was opened. A revoked key ends it.
     access: Access,
     follower: Follower,
-    /// The outlook sent last.
     outlook: Option<Outlook>,
     next_beat: Instant,
     ends_at: Instant,
@@ -157,8 +154,7 @@ pub(super) struct TextUpdate<'a> {
     text: &'a str,
 }
 
-impl Telling {
-    /// The next event; `None` at the end.
+impl EventStream {
     async fn next(&mut self) -> Option<Event> {
         let pause_ends = self.next_beat.min(self.ends_at);
         let news = timeout_at(pause_ends, self.follower.next()).await;
@@ -167,7 +163,7 @@ impl Telling {
             return None;
         }
         match news {
-            Ok(Ok(news)) => self.tell(news?),
+            Ok(Ok(news)) => self.event_of(news?),
             Ok(Err(error)) => {
                 warn!(job.id = %self.id, %error, "failed to follow a job; its event stream ends");
                 None
@@ -177,7 +173,7 @@ impl Telling {
         }
     }
 
-    fn tell(&mut self, news: News) -> Option<Event> {
+    fn event_of(&mut self, news: News) -> Option<Event> {
         match news {
             News::Status(job) => {
                 self.outlook = self.api.outlook(&job, &self.kind);

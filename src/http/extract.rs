@@ -35,7 +35,6 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// job is answered with the same 404 as an unknown id.
 pub(super) struct Id {
     pub(super) job: JobId,
-    /// The operator's name for the audit log, if the caller is an operator.
     operator: Option<String>,
     /// Whose bounds apply to a retry.
     pub(super) by: caller::Caller,
@@ -50,7 +49,6 @@ pub(super) struct Access {
 }
 
 impl Access {
-    /// Whether the credential is still in force.
     pub(super) fn holds(&mut self, auth: &Auth) -> bool {
         let revocations = auth.revocations();
         if revocations == self.revocations {
@@ -126,7 +124,6 @@ fn nameless(parts: &Parts) -> Problem {
 pub(super) struct SecretOwner {
     /// The name that their jobs have; `None` for an operator of an open service.
     pub(super) name: Option<String>,
-    /// The operator's name for the audit log, if the caller is an operator.
     pub(super) operator: Option<String>,
 }
 
@@ -152,9 +149,7 @@ fn job_name(caller: Identity, api: &Api) -> Option<String> {
 
 /// A caller who may submit jobs.
 pub(super) struct Submitter {
-    /// The name to store with the jobs.
     pub(super) name: Option<String>,
-    /// Whose bounds apply.
     pub(super) by: caller::Caller,
 }
 
@@ -168,7 +163,6 @@ impl FromRequestParts<Arc<Api>> for Submitter {
     }
 }
 
-/// The caller's digest, by which bounds are counted.
 fn digest(caller: &Identity, address: IpAddr) -> caller::Caller {
     caller.name.as_deref().map_or_else(|| caller::unnamed(address), caller::named)
 }
@@ -178,29 +172,19 @@ fn authenticate(parts: &Parts, api: &Api, needed: Scope) -> Result<Identity, Pro
     let header = parts.headers.get(header::AUTHORIZATION);
     let (reason, problem) = match api.auth.identify(header.map(HeaderValue::as_bytes)) {
         Ok(caller) if caller.scope >= needed => return Ok(caller),
-        // Without API keys callers are anonymous, but admin routes still need a token.
-        Ok(Identity { name: None, .. }) if header.is_none() => missing(),
-        Ok(Identity { name: None, .. }) => wrong(parts, api),
-        Ok(caller) => {
+        Ok(caller) if caller.name.is_some() => {
             let detail = format!("needs scope {needed}, but {} has scope {}", caller.actor(), caller.scope);
             ("forbidden", Problem::new(FORBIDDEN, detail))
         }
-        Err(Refused::Missing) => missing(),
-        Err(Refused::Wrong) => wrong(parts, api),
+        // Without API keys callers are anonymous, but admin routes still need a token.
+        _ if header.is_none() => ("missing", Problem::new(UNAUTHORIZED, Refused::Missing.to_string())),
+        _ => match api.failures.count(address(parts, api)) {
+            Ok(()) => ("wrong", Problem::new(UNAUTHORIZED, Refused::Wrong.to_string())),
+            Err(too_many) => ("too_many", too_many),
+        },
     };
     api.metrics.auth_refused.get_or_create(&ReasonLabel { reason }).inc();
     Err(problem)
-}
-
-fn missing() -> (&'static str, Problem) {
-    ("missing", Problem::new(UNAUTHORIZED, Refused::Missing.to_string()))
-}
-
-fn wrong(parts: &Parts, api: &Api) -> (&'static str, Problem) {
-    match api.failures.count(address(parts, api)) {
-        Ok(()) => ("wrong", Problem::new(UNAUTHORIZED, Refused::Wrong.to_string())),
-        Err(too_many) => ("too_many", too_many),
-    }
 }
 
 fn address(parts: &Parts, api: &Api) -> IpAddr {
@@ -230,7 +214,6 @@ fn behind(trusted: &[Network], peer: IpAddr, headers: &HeaderMap) -> IpAddr {
 pub(super) struct Params {
     given: Vec<(String, String)>,
     known: Vec<&'static str>,
-    /// With the place of the parameter.
     errors: Vec<(usize, FieldError)>,
 }
 
@@ -288,7 +271,6 @@ impl Params {
     }
 }
 
-/// Parses a count from 1 to `most`.
 pub(super) fn count_up_to(most: usize, value: &str) -> Result<usize, String> {
     let count = value.parse().ok().filter(|count| (1..=most).contains(count));
     count.ok_or_else(|| format!("must be from 1 to {most}, not {value:?}"))
@@ -296,7 +278,6 @@ pub(super) fn count_up_to(most: usize, value: &str) -> Result<usize, String> {
 
 /// Proof that an operator sent the request.
 pub(super) struct Admin {
-    /// The operator's name for the audit log.
     pub(super) actor: String,
 }
 

@@ -23,7 +23,6 @@ impl Default for Failures {
 }
 
 impl Failures {
-    /// Counts a wrong credential from an address. Fails if there were too many.
     pub(super) fn count(&self, address: IpAddr) -> Result<(), Problem> {
         if self.0.len() > MAX_REMEMBERED {
             self.0.retain_recent();

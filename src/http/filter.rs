@@ -13,7 +13,6 @@ use crate::{
     job::{Cursor, FailureCode, JobFilter, JobId, JobStatus, Priority, Side},
 };
 
-/// Longest text of a condition, in characters.
 const MAX_TEXT: usize = 500;
 
 /// Most ids of a filter: five pages of a listing.
@@ -67,7 +66,6 @@ pub(super) struct Conditions {
 }
 
 impl Conditions {
-    /// The conditions in query parameters.
     pub(super) fn from_params(caller: Option<String>, params: &mut Params) -> Conditions {
         let mut count = 0;
         let ids: Vec<Vec<JobId>> = params.all("ids", |value| {
@@ -98,7 +96,6 @@ impl Conditions {
         }
     }
 
-    /// The filter, or all its errors.
     pub(super) fn filter(self) -> Result<JobFilter, Vec<FieldError>> {
         let mut errors = Vec::new();
         let mut wrong = |field, message| errors.push(FieldError::new(field, message));
@@ -140,12 +137,10 @@ fn one_of<T: std::str::FromStr>(value: &str, allowed: &[&str]) -> Result<T, Stri
     value.parse().map_err(|_| format!("must be one of {}, not {value:?}", allowed.join(", ")))
 }
 
-/// A moment, as a query parameter.
 pub(super) fn time(value: &str) -> Result<Timestamp, String> {
     serde_json::from_value(value.into()).map_err(|error: serde_json::Error| error.to_string())
 }
 
-/// A parameter that must not be repeated.
 pub(super) fn once(params: &mut Params, name: &'static str) -> Option<String> {
     let mut is_given = false;
     params.last(name, |value| match std::mem::replace(&mut is_given, true) {
@@ -154,7 +149,6 @@ pub(super) fn once(params: &mut Params, name: &'static str) -> Option<String> {
     })
 }
 
-/// A cursor of a listing, as a parameter.
 pub(super) fn cursor(value: &str) -> Result<Cursor, String> {
     decode_cursor(value).ok_or_else(|| "is not a cursor of this service; start without a cursor".to_owned())
 }

@@ -111,18 +111,15 @@ pub(super) async fn get(
     // Minus one period, because the current one counts.
     let from = from.unwrap_or_else(|| api.queue.now().minus(span(resolution) - period));
     let periods = api.operations.history().read(resolution, from, api.queue.counts());
-    let mut total = periods.first().cloned();
-    if let Some(total) = &mut total {
-        periods[1..].iter().for_each(|period| total.add(period));
-    }
+    let mut total = periods.first().cloned().unwrap_or_else(|| Period::new(from));
+    periods.iter().skip(1).for_each(|period| total.add(period));
     Ok(Json(HistoryView {
         period_seconds: period.as_secs(),
-        total: PeriodView::from(&total.unwrap_or_else(|| Period::new(from))),
+        total: PeriodView::from(&total),
         periods: periods.iter().map(PeriodView::from).collect(),
     }))
 }
 
-/// The default time span.
 fn span(resolution: Resolution) -> Duration {
     const HOUR: Duration = Duration::from_hours(1);
     match resolution {

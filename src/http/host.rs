@@ -19,7 +19,6 @@ use super::{
 };
 use crate::config::values::Origin;
 
-/// The scheme that a browser uses, by the word of a proxy or by PUBLIC_URL.
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Headers that browsers send and no page can change.
@@ -28,11 +27,12 @@ const FROM_BROWSERS: [HeaderName; 2] = [header::ORIGIN, HeaderName::from_static(
 /// Refuses requests without one valid `Host`, and those of browsers that know an open service by a foreign name.
 pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let headers = request.headers();
+    let is_from_browser = FROM_BROWSERS.iter().any(|name| headers.contains_key(name));
     let problem = match host(headers) {
         // HTTP/1.0 has no such header.
         None if request.version() < Version::HTTP_11 && !headers.contains_key(header::HOST) => None,
         None => Some(Problem::new(INVALID_HOST, "the request must have one Host header, such as localhost:8000")),
-        Some(host) if api.auth.is_open() && is_of_browser(headers) && !is_own(&host, api.public_url.as_ref()) => {
+        Some(host) if api.auth.is_open() && is_from_browser && !is_own(&host, api.public_url.as_ref()) => {
             let detail = format!(
                 "{host} is not known as a name of this service, which needs no key, so a browser may not use it; call \
                  it by its IP address, set PUBLIC_URL=http://{host}, or set REQUIRE_API_KEY=true"
@@ -41,27 +41,20 @@ pub(super) async fn check(State(api): State<Arc<Api>>, mut request: Request, nex
         }
         Some(_) => None,
     };
-    match problem {
-        Some(problem) => problem.into_response(),
-        None => {
-            if let Some(url) = &api.public_url {
-                let scheme = if url.is_https() { "https" } else { "http" };
-                request.headers_mut().insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
-            }
-            next.run(request).await
-        }
+    if let Some(problem) = problem {
+        return problem.into_response();
     }
+    if let Some(url) = &api.public_url {
+        let scheme = if url.is_https() { "https" } else { "http" };
+        request.headers_mut().insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    }
+    next.run(request).await
 }
 
-/// The `Host`, if there is exactly one that is valid.
 fn host(headers: &HeaderMap) -> Option<Authority> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next()?.to_str().ok()?.parse().ok()?;
     hosts.next().is_none().then_some(host)
-}
-
-fn is_of_browser(headers: &HeaderMap) -> bool {
-    FROM_BROWSERS.iter().any(|name| headers.contains_key(name))
 }
 
 /// Whether no stranger can own this name.

@@ -1,73 +1,22 @@
-//! `/api/v1/jobs`: lists a caller's jobs. `/api/v1/jobs/{id}`: gets, awaits, cancels, retries and deletes a job.
+//! `/api/v1/jobs/{id}`: gets, awaits, cancels, retries and deletes a job.
 //! `/api/v1/admin/jobs/{id}/reparse`: parses the stored answers of a failed job again, with the current parser.
 
 use std::sync::Arc;
 
 use axum::{
-    Json,
     extract::State,
     http::{HeaderMap, StatusCode},
     response::Response,
 };
-use serde::Serialize;
-use utoipa::ToSchema;
 
 use super::{
-    admin::{Listed, Wanted, wanted},
     api::Api,
-    extract::{Admin, Id, Named, Params},
-    filter::encode_cursor,
-    pages::Here,
+    extract::{Admin, Id, Params},
     problem::Problem,
     view::JobView,
     wait::{PREFERENCE_APPLIED, Wait},
 };
-use crate::{
-    analysis,
-    job::{JobPage, JobState, UnfinishedSearch},
-};
-
-/// A page of a caller's jobs.
-#[derive(Serialize, ToSchema)]
-pub(super) struct OwnJobs<'a> {
-    jobs: Vec<JobView<'a>>,
-    /// The `cursor` of the next page, to send with the same filter; null on the last page.
-    next_cursor: Option<String>,
-    /// The `cursor` of the previous page, to send with the same filter; null on the first page.
-    prev_cursor: Option<String>,
-    /// How far the search came, if its 500 ms were over before the page was full; null otherwise. The next page continues
-    /// the search. Only then can a page with a next one be empty.
-    unfinished_search: Option<UnfinishedSearch>,
-}
-
-/// List your jobs
-///
-/// The jobs that were submitted with your key or token. Not available if the service has no API keys and takes no tokens.
-#[utoipa::path(
-    get, path = "/api/v1/jobs", operation_id = "list_own_jobs", tag = "analysis",
-    params(Listed),
-    responses((status = 200, description = "A page of jobs", body = OwnJobs<'static>))
-)]
-pub(super) async fn list(
-    Named(caller): Named,
-    State(api): State<Arc<Api>>,
-    params: Params,
-    here: Here,
-) -> Result<Response, Problem> {
-    let Wanted { listing, include, .. } = wanted(params, Some(caller))?;
-    let (queue, memory) = (api.queue.clone(), api.memory.clone());
-    let read = async move { Ok(queue.list(listing).await?) };
-    let make = move |page: JobPage| {
-        let jobs = OwnJobs {
-            jobs: api.listed(&page.jobs, include),
-            next_cursor: page.next.map(encode_cursor),
-            prev_cursor: page.prev.map(encode_cursor),
-            unfinished_search: page.unfinished,
-        };
-        here.link_next(Json(jobs), "cursor", page.next.map(encode_cursor))
-    };
-    memory.list(read, make).await
-}
+use crate::{analysis, job::JobState};
 
 /// Get a job
 ///
@@ -102,8 +51,7 @@ pub(super) async fn get(
         Some(until) => api.queue.wait(id, until).await?,
         None => api.queue.get(id).await?,
     };
-    let now = api.queue.now();
-    let mut response = api.view(&record, now).respond_if_new(&headers, now);
+    let mut response = api.view(&record).respond_if_new(&headers);
     if let Some(wait) = preferred {
         response.headers_mut().insert(PREFERENCE_APPLIED, wait.applied());
     }
@@ -125,7 +73,7 @@ pub(super) async fn cancel(State(api): State<Arc<Api>>, id: Id) -> Result<Respon
     let was_pending = api.queue.find(id.job).await.is_ok_and(|job| !job.state.is_final());
     let record = api.queue.cancel(id.job).await?;
     id.record(&api, "cancel", was_pending).await?;
-    Ok(api.respond(StatusCode::OK, &record))
+    Ok(api.view(&record).respond(StatusCode::OK))
 }
 
 /// Retry a failed or cancelled job
@@ -146,7 +94,7 @@ pub(super) async fn retry(State(api): State<Arc<Api>>, id: Id) -> Result<Respons
     api.show_quota(id.by);
     let record = record?;
     id.record(&api, "retry", true).await?;
-    Ok(api.respond(StatusCode::ACCEPTED, &record))
+    Ok(api.view(&record).respond(StatusCode::ACCEPTED))
 }
 
 /// Delete a job
@@ -184,5 +132,5 @@ pub(super) async fn reparse(_: Admin, State(api): State<Arc<Api>>, id: Id) -> Re
     let read = |text: &str| analysis::read_memo(text).map(|memo| (memo.json, memo.repaired));
     let record = api.operations.reparse(id.job, read).await?;
     id.record(&api, "reparse", had_failed).await?;
-    Ok(api.respond(StatusCode::OK, &record))
+    Ok(api.view(&record).respond(StatusCode::OK))
 }

@@ -46,7 +46,6 @@ pub(super) struct NewKey {
     notice: Option<&'static str>,
 }
 
-/// For the answer to a new key while the service needs none.
 const NO_KEY_REQUIRED: &str = "This service does not require API keys: the key only names its caller. To require keys, \
                                start the service with REQUIRE_API_KEY=true.";
 

@@ -86,7 +86,6 @@ pub(super) async fn patch(
     Ok(Json(view(&api)))
 }
 
-/// The caps after a change, or all its errors.
 fn caps(change: &LimitsChange, before: RateCaps) -> Result<RateCaps, Vec<FieldError>> {
     let mut errors = Vec::new();
     let mut within = |field: &str, wanted: Option<i64>, bounds: RangeInclusive<NonZeroU32>| {

@@ -46,17 +46,14 @@ const DRAINED_BYTES: usize = 8 << 20;
 /// Most bytes of an answer that are passed to the connection at once.
 const SLICE_BYTES: usize = 64 << 10;
 
-/// Most lists that are made at the same time.
 const LISTS_AT_ONCE: usize = 2;
 
-/// `Retry-After` when there is no room, in seconds.
 const BUSY_RETRY_AFTER: u64 = 2;
 
 /// Marks the requests of a connection that may only ask for health and metrics, because there are too many others.
 #[derive(Clone, Copy, Debug)]
 pub struct MonitoringOnly;
 
-/// The budget. Clones share it.
 #[derive(Clone, Debug)]
 pub struct MemoryBudget(Arc<Budget>);
 
@@ -87,7 +84,6 @@ impl Shares {
         true
     }
 
-    /// Whether nothing is taken and no address remembered.
     #[cfg(test)]
     pub(crate) fn is_unused(&self) -> bool {
         self.total == 0 && self.by_address.is_empty()
@@ -173,7 +169,6 @@ impl Drop for Hold {
     }
 }
 
-/// Answers a request whose bodies count as memory of `address`.
 pub(super) async fn counted(memory: &MemoryBudget, address: IpAddr, request: Request, next: Next) -> Response {
     // A stream has no exact size.
     let is_small = |hint: SizeHint| hint.exact().is_some_and(|bytes| bytes <= FREE_BYTES as u64);
@@ -209,7 +204,6 @@ struct Arriving {
     body: Body,
     /// The length that the client announced, until its memory is held.
     announced: Option<usize>,
-    /// How many more bytes need no memory.
     free: usize,
     /// How many more bytes are read and dropped once there is no memory: none if the client waits for `100 Continue`.
     drained: usize,

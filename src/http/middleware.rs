@@ -31,8 +31,10 @@ use crate::{
 /// Time limit of a request: clients and proxies commonly give up after 30 s.
 const ANSWER_LIMIT: Duration = Duration::from_millis(29_500);
 
-/// Most characters of a path in a log line.
 const MAX_LOGGED_PATH: usize = 200;
+
+const TIMED_OUT: &str =
+    "no answer within 29.5 s; the request may still have taken effect, so check before you repeat it";
 
 /// Routes that monitoring calls every few seconds: their log lines would bury all others.
 const PROBES: [&str; 3] = ["/health", "/health/ready", "/metrics"];
@@ -58,7 +60,7 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
         match timeout_at(started + ANSWER_LIMIT, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
             Ok(Ok(response)) => response,
             Ok(Err(panic)) => panicked(&*panic),
-            Err(_) => timed_out(),
+            Err(_) => Problem::new(TIMEOUT, TIMED_OUT).into_response(),
         }
     };
     let current = Current { id: id.clone(), started, traceparent: span.traceparent(), headers: RefCell::default() };
@@ -126,9 +128,7 @@ pub(super) fn given_id(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 pub(super) fn new_id() -> HeaderValue {
-    let mut buffer = Uuid::encode_buffer();
-    let id = Uuid::now_v7().as_hyphenated().encode_lower(&mut buffer);
-    HeaderValue::from_str(id).unwrap_or_else(|_| HeaderValue::from_static(""))
+    HeaderValue::try_from(Uuid::now_v7().to_string()).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 fn text(id: &HeaderValue) -> &str {
@@ -145,12 +145,6 @@ fn panicked(panic: &(dyn Any + Send)) -> Response {
     Problem::new(INTERNAL, "internal error; search the log for this request_id").into_response()
 }
 
-fn timed_out() -> Response {
-    let detail = "no answer within 29.5 s; the request may still have taken effect, so check before you repeat it";
-    Problem::new(TIMEOUT, detail).into_response()
-}
-
-/// The beginning of a path.
 fn cut(path: &str) -> &str {
     &path[..path.floor_char_boundary(MAX_LOGGED_PATH)]
 }
@@ -176,7 +170,6 @@ pub(super) async fn bound(State(api): State<Arc<Api>>, request: Request, next: N
     if is_monitoring_only { last(answer) } else { answer }
 }
 
-/// Closes the connection after this answer.
 fn last(mut answer: Response) -> Response {
     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     answer

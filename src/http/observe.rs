@@ -18,17 +18,14 @@ tokio::task_local! {
     static CURRENT: Current;
 }
 
-/// The current request.
 pub(super) struct Current {
     pub(super) id: HeaderValue,
     pub(super) started: Instant,
     pub(super) traceparent: Option<String>,
-    /// Headers to add to the response.
     pub(super) headers: RefCell<Vec<(HeaderName, HeaderValue)>>,
 }
 
 impl Current {
-    /// Handles the request.
     pub(super) async fn scope<T>(self, handle: impl Future<Output = T>) -> T {
         CURRENT.scope(self, handle).await
     }
@@ -39,12 +36,10 @@ pub(super) fn request_id() -> String {
     CURRENT.try_with(|current| current.id.to_str().unwrap_or_default().to_owned()).unwrap_or_default()
 }
 
-/// The trace of the current request, if traces are sent.
 pub(super) fn traceparent() -> Option<String> {
     CURRENT.try_with(|current| current.traceparent.clone()).ok().flatten()
 }
 
-/// When the current request arrived.
 pub(super) fn started() -> Instant {
     CURRENT.try_with(|current| current.started).unwrap_or_else(|_| Instant::now())
 }
@@ -54,12 +49,10 @@ pub(super) fn add_header(name: HeaderName, value: HeaderValue) {
     let _ = CURRENT.try_with(|current| current.headers.borrow_mut().push((name, value)));
 }
 
-/// Takes the headers to add to the response.
 pub(super) fn take_headers() -> Vec<(HeaderName, HeaderValue)> {
     CURRENT.try_with(|current| current.headers.take()).unwrap_or_default()
 }
 
-/// Limits the log lines about refused requests.
 pub struct RefusalLog {
     quota: DefaultDirectRateLimiter,
     left_out: AtomicU64,

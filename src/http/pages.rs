@@ -19,14 +19,12 @@ const DEFAULT_LIMIT: usize = 50;
 /// Most entries on a page: each job is read from disk.
 const MAX_LIMIT: usize = 200;
 
-/// The parameter `limit`: the number of entries on a page.
 pub(super) fn limit(params: &mut Params) -> usize {
     params.last("limit", |value| count_up_to(MAX_LIMIT, value)).unwrap_or(DEFAULT_LIMIT)
 }
 
 /// The address of this request, as the client knows it.
 pub(super) struct Here {
-    /// With scheme and host.
     path: String,
     query: String,
 }

@@ -38,7 +38,6 @@ const STORAGE_LOW_RETRY_AFTER: u64 = 30;
 /// `Retry-After` while the store is reopened or the process is replaced, in seconds.
 const UNAVAILABLE_RETRY_AFTER: u64 = 5;
 
-/// An error on its way to a client.
 #[derive(Debug)]
 pub(super) struct Problem {
     kind: Kind,
@@ -62,7 +61,6 @@ impl FieldError {
         FieldError { field: field.into(), message: message.into() }
     }
 
-    /// The error of a field of `parent`.
     pub(super) fn within(self, parent: &str) -> FieldError {
         FieldError { field: format!("{parent}.{}", self.field), ..self }
     }
@@ -125,7 +123,6 @@ impl Problem {
         Problem { errors, ..Problem::new(kind, messages.join("; ")) }
     }
 
-    /// With the job that failed or was cancelled.
     pub(super) fn with_job(self, job: &impl Serialize) -> Problem {
         Problem { job: serde_json::value::to_raw_value(job).ok(), ..self }
     }

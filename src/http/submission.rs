@@ -48,13 +48,10 @@ const MAX_OPTION: usize = 500;
 /// Most metadata entries: labels, not a document.
 pub(super) const MAX_METADATA: usize = 16;
 
-/// Most characters of a metadata key.
 const MAX_METADATA_KEY: usize = 64;
 
-/// Most characters of a metadata value.
 const MAX_METADATA_VALUE: usize = 512;
 
-/// Most characters of a model's name.
 const MAX_MODEL: usize = 100;
 
 /// Longest deadline, in seconds: a week. A job that can wait longer needs no deadline.
@@ -82,16 +79,11 @@ pub(super) struct BatchBody {
     requests: Vec<Body>,
 }
 
-/// The bounds on submissions that the operator sets.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds<'a> {
-    /// Most characters in a query.
     pub(super) max_query_length: usize,
-    /// Which callback URLs are accepted.
     pub(super) callbacks: &'a Callbacks,
-    /// The prompt versions that a request may name.
     pub(super) prompts: &'a Prompts,
-    /// The models that it may name.
     pub(super) models: &'a Models,
 }
 
@@ -282,16 +274,12 @@ fn submission(body: Body) -> Submission {
             callback_events: body.callback_events.unwrap_or_default(),
             prompt_version: body.prompt_version,
             metadata: body.metadata.unwrap_or_default(),
-            caller: None,
-            request_id: None,
-            traceparent: None,
+            ..JobRequest::default()
         },
         priority: body.priority.unwrap_or_default(),
         run_at: body.run_at,
         deadline: body.deadline_seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs())),
-        idempotency_key: None,
-        wants_its_own: false,
-        by: None,
+        ..Submission::default()
     }
 }
 

@@ -126,7 +126,7 @@ async fn every_bad_request_is_a_problem_that_says_what_to_do() {
     let to = |path: &str| client().get(format!("{base}{path}"));
     let job = |query: &str| client().get(format!("{works}/api/v1/jobs/{ID}?{query}"));
     let json = |body: &'static str| post(&base).header("content-type", "application/json").body(body);
-    for (request, status, code, told) in [
+    for (request, status, code, hint) in [
         (to("/nowhere"), 404, "not_found", "/docs"),
         (to("/api/v1/analyze"), 405, "method_not_allowed", "GET"),
         (to("/api/v1/jobs/42"), 400, "invalid_job_id", "UUID"),
@@ -154,7 +154,7 @@ async fn every_bad_request_is_a_problem_that_says_what_to_do() {
     ] {
         let (got, body) = problem(request).await;
         assert_eq!((got.as_u16(), body["code"].as_str().unwrap()), (status, code), "{body}");
-        assert!(body["detail"].as_str().unwrap().contains(told), "{told}: {body}");
+        assert!(body["detail"].as_str().unwrap().contains(hint), "{hint}: {body}");
     }
 }
 

@@ -34,7 +34,6 @@ const MAX_IMPORT_BYTES: usize = 32 << 20;
 /// Most lines of an import: they are written in one commit, for which others have to wait.
 const MAX_IMPORT: usize = 200;
 
-/// The media type of JSON lines.
 const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 
 /// The result of an import.

@@ -18,7 +18,6 @@ use crate::{
     queue::QueueError,
 };
 
-/// Default number of days.
 const DEFAULT_DAYS: usize = 31;
 
 /// Tokens and cost. Days are UTC days; a call counts for the day on which it ended.

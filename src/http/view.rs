@@ -48,7 +48,6 @@ pub(super) struct Include {
 impl Include {
     pub(super) const ALL: Include = Include { context: true, result: true, raw_answer: true };
 
-    /// Adds the parts of a list such as `result,context`.
     pub(super) fn add(&mut self, parts: &str) -> Result<(), String> {
         for part in parts.split(',') {
             match part.trim() {
@@ -152,6 +151,8 @@ pub(super) struct JobView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<AttemptError>,
     links: Links,
+    #[serde(skip)]
+    now: Timestamp,
 }
 
 /// An attempt that has ended.
@@ -278,7 +279,6 @@ pub(super) struct Links {
 }
 
 impl<'a> JobView<'a> {
-    /// The job with those of its large parts that `include` names.
     pub(super) fn new(record: &'a JobRecord, now: Timestamp, include: Include, memos: &Memos) -> JobView<'a> {
         let JobRecord { job, request, attempts, delivery } = record;
         let status = job.status(now);
@@ -323,6 +323,7 @@ impl<'a> JobView<'a> {
             cost_usd: cost(attempts).map(dollars),
             error: record.error(),
             links: links(job, request.callback_url.is_some()),
+            now,
         }
     }
 
@@ -330,20 +331,18 @@ impl<'a> JobView<'a> {
         JobView { queue, ..self }
     }
 
-    /// The job as an answer, with `Retry-After` while it is pending.
-    pub(super) fn respond(&self, status: StatusCode, now: Timestamp) -> Response {
-        self.paced((status, json(self.body())).into_response(), now)
+    pub(super) fn respond(&self, status: StatusCode) -> Response {
+        self.paced((status, json(self.body())).into_response())
     }
 
-    /// The job as an answer, or `304` if the client has it already.
-    pub(super) fn respond_if_new(&self, asked: &HeaderMap, now: Timestamp) -> Response {
+    pub(super) fn respond_if_new(&self, asked: &HeaderMap) -> Response {
         let body = self.body();
         let tag = headers::etag(&body);
         let response = match headers::is_known(asked, &tag) {
             true => StatusCode::NOT_MODIFIED.into_response(),
             false => json(body).into_response(),
         };
-        let mut response = self.paced(response, now);
+        let mut response = self.paced(response);
         response.headers_mut().insert(header::ETAG, tag);
         // A cache may store it, but must revalidate it.
         response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
@@ -355,12 +354,12 @@ impl<'a> JobView<'a> {
     }
 
     /// Adds `Retry-After` while the job is pending.
-    fn paced(&self, mut response: Response, now: Timestamp) -> Response {
+    fn paced(&self, mut response: Response) -> Response {
         match self.status {
             JobStatus::Queued | JobStatus::Scheduled | JobStatus::Running => {
                 let eta = |queue: &Outlook| queue.eta_seconds.map_or(MAX_ETA_INTERVAL, Duration::from_secs);
                 let eta = self.queue.as_ref().map_or(Duration::ZERO, eta);
-                let wait = self.run_at.map_or(eta.min(MAX_ETA_INTERVAL), |run_at| run_at.since(now));
+                let wait = self.run_at.map_or(eta.min(MAX_ETA_INTERVAL), |run_at| run_at.since(self.now));
                 let seconds = wait.clamp(POLL_INTERVAL, MAX_POLL_INTERVAL).as_secs();
                 response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
             }
@@ -370,13 +369,13 @@ impl<'a> JobView<'a> {
     }
 
     /// The answer to a client that submitted the job and may have waited: the memo, the error, or `202`.
-    pub(super) fn respond_to_asker(&self, now: Timestamp) -> Response {
+    pub(super) fn respond_to_asker(&self) -> Response {
         let status = match self.status {
             JobStatus::Succeeded => StatusCode::OK,
             JobStatus::Queued | JobStatus::Scheduled | JobStatus::Running => StatusCode::ACCEPTED,
             JobStatus::Failed | JobStatus::Cancelled => return self.located(self.problem().into_response()),
         };
-        self.located(self.respond(status, now))
+        self.located(self.respond(status))
     }
 
     /// The answer to a client whose job failed or, if it has no error, was cancelled while the client waited.
@@ -554,7 +553,7 @@ mod tests {
         assert_eq!(json["attempts"][0]["raw_answer"], "hm", "an unreadable answer is shown");
         assert_eq!(json["attempts"][1].get("raw_answer"), None, "a readable one is not");
         assert_eq!(json["attempts"][1].get("result"), None);
-        assert_eq!(view.respond_to_asker(at(9)).status(), StatusCode::OK);
+        assert_eq!(view.respond_to_asker().status(), StatusCode::OK);
     }
 
     #[test]
@@ -563,10 +562,10 @@ mod tests {
         let record = record(&[claim(), fail]);
         let view = JobView::new(&record, at(9), Include::ALL, &Memos::default());
         assert_eq!(view.error.as_ref().unwrap().message, "it did not work");
-        let response = view.respond_to_asker(at(9));
+        let response = view.respond_to_asker();
         assert_eq!(response.status(), StatusCode::UNPROCESSABLE_ENTITY);
         assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
-        assert_eq!(view.respond(StatusCode::OK, at(9)).headers().get(header::RETRY_AFTER), None);
+        assert_eq!(view.respond(StatusCode::OK).headers().get(header::RETRY_AFTER), None);
     }
 
     #[test]
@@ -581,14 +580,14 @@ mod tests {
         let record = record(&[claim(), extend, retry, JobEvent::MissDeadline]);
         let view = JobView::new(&record, at(9), Include::ALL, &Memos::default());
         assert!(view.error.as_ref().unwrap().message.contains("deadline"));
-        assert_eq!(view.respond_to_asker(at(9)).status(), StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(view.respond_to_asker().status(), StatusCode::GATEWAY_TIMEOUT);
     }
 
     #[test]
     fn a_waiting_client_gets_a_cancelled_job_as_a_conflict_and_can_retry_it() {
         let record = record(&[JobEvent::Cancel { at_risk: None }]);
         let view = JobView::new(&record, at(9), Include::ALL, &Memos::default());
-        assert_eq!(view.respond_to_asker(at(9)).status(), StatusCode::CONFLICT);
+        assert_eq!(view.respond_to_asker().status(), StatusCode::CONFLICT);
         let json = json_of(&record, at(9));
         assert_eq!(json["links"]["retry"], format!("{}/retry", path(JobId::nil())));
         assert_eq!(json["links"].get("cancel"), None);
@@ -600,7 +599,7 @@ mod tests {
         let outlook = Outlook { position: Some(1), eta_seconds: None, waiting_for: WaitingFor::Gate };
         let response = JobView::new(&record, at(0), Include::ALL, &Memos::default())
             .with_outlook(Some(outlook))
-            .respond(StatusCode::OK, at(0));
+            .respond(StatusCode::OK);
         assert_eq!(response.headers()[header::RETRY_AFTER], "60");
     }
 
@@ -609,7 +608,7 @@ mod tests {
         let mut record = record(&[]);
         record.job.state = JobState::Queued { run_at: at(90) };
         let view = JobView::new(&record, at(30), Include::ALL, &Memos::default());
-        let response = view.respond_to_asker(at(30));
+        let response = view.respond_to_asker();
         assert_eq!(response.status(), StatusCode::ACCEPTED);
         assert_eq!(response.headers()[header::RETRY_AFTER], "60");
         assert_eq!(response.headers()[header::LOCATION], path(JobId::nil()));

@@ -24,10 +24,8 @@ pub(super) const MAX_HOLD: Duration = Duration::from_secs(29);
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
-/// Says that `Prefer` was honoured.
 pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
-/// How long a client wants to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wait(Duration);
 
@@ -43,7 +41,6 @@ impl Held<'_> {
         Held { metrics, end: "left" }
     }
 
-    /// The client is answered with a job in this state.
     pub(super) fn answered(mut self, state: &JobState) {
         self.end = match state {
             JobState::Succeeded => "answered",
@@ -70,7 +67,6 @@ impl Wait {
         (seconds >= 0.0).then(|| Wait(Duration::from_secs_f64(seconds.min(MAX_WAIT.as_secs_f64()))))
     }
 
-    /// Parses a query parameter. The error says what is allowed.
     pub(super) fn parse(text: &str) -> Result<Wait, String> {
         let wait = match text {
             "true" => Some(Wait::of(true)),
@@ -90,7 +86,6 @@ impl Wait {
         })
     }
 
-    /// The value of `Preference-Applied`.
     pub(super) fn applied(self) -> HeaderValue {
         HeaderValue::try_from(format!("wait={}", self.0.as_secs())).unwrap_or_else(|_| HeaderValue::from_static("wait"))
     }

@@ -31,10 +31,8 @@ use crate::{
 /// How long a replaced secret signs by default, and at most: receivers are changed by hand, in a day or in a week.
 const OVERLAP_HOURS: (i64, i64) = (24, 168);
 
-/// Longest name of a caller in a parameter.
 const MAX_CALLER: usize = 500;
 
-/// `Retry-After` while too many test messages are sent, in seconds.
 const TEST_RETRY_AFTER: u64 = 5;
 
 /// The secret that signs a caller's webhooks.
@@ -335,7 +333,7 @@ pub(super) async fn resend(State(api): State<Arc<Api>>, id: Id) -> Result<Respon
     api.show_quota(id.by);
     let record = record?;
     id.record(&api, "webhook_resend", true).await?;
-    Ok(api.respond(StatusCode::ACCEPTED, &record))
+    Ok(api.view(&record).respond(StatusCode::ACCEPTED))
 }
 
 impl From<RotationError> for Problem {

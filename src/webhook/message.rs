@@ -58,7 +58,6 @@ struct Data<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// `public_url`: where the pages are, for a link to the memo.
     pub(super) fn new(record: &'a JobRecord, public_url: Option<&Origin>) -> Message<'a> {
         let JobRecord { job, request, .. } = record;
         let data = Data {
@@ -93,7 +92,6 @@ impl<'a> Message<'a> {
     }
 }
 
-/// The memo of a job, with what is computed from it.
 pub fn memo(record: &JobRecord) -> Option<Shown<'_>> {
     let JobRecord { request, .. } = record;
     let asked = Asked { query: &request.query, options: &request.options, is_brief: record.is_brief() };

@@ -16,19 +16,15 @@ use crate::{
     registry::{Registry, Unavailable},
 };
 
-/// Prefix of a secret, by the specification.
 const PREFIX: &str = "whsec_";
 
 /// Replaced secrets of a caller that can be valid at a time: each makes a message's header longer by a signature.
 const MAX_PREVIOUS: usize = 4;
 
-/// The name of the stored setting for callers without a name.
 const NAMELESS: &str = "webhook-secret";
 
-/// Prefix of the stored settings for callers with a name.
 const NAMED: &str = "caller-webhook-secret/";
 
-/// The secrets of all callers.
 #[derive(Clone)]
 pub struct Secrets(Arc<Inner>);
 
@@ -47,15 +43,12 @@ enum Source {
     Root(hmac::Key),
 }
 
-/// What signs the messages of a caller.
 pub struct CallerSecrets {
-    /// The secret that receivers should have.
     pub current: SecretString,
     /// Those that it replaced and that sign too for now, newest first; of the setting, they have no end.
     pub previous: Vec<(SecretString, Option<Timestamp>)>,
 }
 
-/// Why the configured or stored secrets can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretsError {
     #[error("WEBHOOK_SECRET is not valid")]
@@ -64,7 +57,6 @@ pub enum SecretsError {
     Root,
 }
 
-/// Why a secret can't be rotated.
 #[derive(Debug, thiserror::Error)]
 pub enum RotationError {
     #[error(
@@ -81,7 +73,6 @@ pub enum RotationError {
     Unavailable(#[from] Unavailable),
 }
 
-/// How often a caller's secret was replaced.
 #[derive(Default, Serialize, Deserialize)]
 struct Rotation {
     generation: u32,
@@ -105,7 +96,6 @@ impl Secrets {
         Ok(Secrets::from_source(Source::Setting(current, secrets), registry, clock))
     }
 
-    /// A secret for each caller, derived from `root`.
     pub fn derived(root: &SecretString, registry: Registry, clock: Clock) -> Result<Secrets, SecretsError> {
         let root = decoded(root).ok_or(SecretsError::Root)?;
         Ok(Secrets::from_source(Source::Root(hmac::Key::new(hmac::HMAC_SHA256, &root)), registry, clock))
@@ -115,15 +105,11 @@ impl Secrets {
         Secrets(Arc::new(Inner { source, registry, clock, changing: Mutex::default() }))
     }
 
-    /// Whether all callers share the secrets of the setting.
     pub fn is_shared(&self) -> bool {
         matches!(self.0.source, Source::Setting(..))
     }
 
     /// What signs the messages of `caller`; of `None`, of all callers without a name.
-    ///
-    /// # Errors
-    /// [`Unavailable`].
     pub async fn of(&self, caller: Option<&str>) -> Result<CallerSecrets, Unavailable> {
         Ok(match &self.0.source {
             Source::Setting(current, others) => CallerSecrets {

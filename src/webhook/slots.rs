@@ -31,7 +31,6 @@ const BREAK: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs
 /// Above this number of remembered hosts, those are forgotten to which nothing is under way.
 const MAX_REMEMBERED: usize = 10_000;
 
-/// What is under way, and what is known of hosts.
 #[derive(Default)]
 pub(super) struct Slots {
     under_way: HashMap<JobId, Due>,
@@ -43,9 +42,7 @@ pub(super) struct Slots {
 struct Host {
     under_way: usize,
     has_answered: bool,
-    /// Messages in a row without an answer.
     unanswered: u32,
-    /// Nothing is sent before.
     not_before: Option<Instant>,
 }
 

@@ -127,7 +127,7 @@ impl Drop for World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_end_is_told_with_all_that_is_to_know() {
+async fn the_end_of_a_job_is_sent_with_its_labels_its_url_and_its_page() {
     let mut world = World::new(local(), vec![]).await;
     let id = world.ended(&format!("{}/hook", world.url)).await;
     let Arrived { path, id: message, body } = world.arrived.recv().await.unwrap();
@@ -142,7 +142,7 @@ async fn an_end_is_told_with_all_that_is_to_know() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_taken_is_sent_again_under_the_same_id_and_no_redirect_is_followed() {
+async fn a_message_that_is_not_accepted_is_sent_again_under_the_same_id_and_no_redirect_is_folldue_delivery() {
     let redirect = (StatusCode::TEMPORARY_REDIRECT, [("location", "/elsewhere")]).into_response();
     let mut world = World::new(local(), vec![StatusCode::INTERNAL_SERVER_ERROR.into_response(), redirect]).await;
     let id = world.ended(&world.url).await;
@@ -160,7 +160,7 @@ async fn what_is_not_taken_is_sent_again_under_the_same_id_and_no_redirect_is_fo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_receiver_that_is_gone_is_asked_no_more_also_not_of_another_end() {
+async fn a_receiver_that_answers_410_gets_no_further_message_of_the_job() {
     let mut world = World::new(local(), vec![StatusCode::GONE.into_response()]).await;
     let gone = world.ended(&world.url).await;
     world.arrived.recv().await.unwrap();
@@ -217,16 +217,16 @@ async fn a_receiver_that_never_answers_delays_nobody_elses_message() {
 }
 
 #[test]
-fn nothing_is_owed_before_the_end() {
+fn nothing_is_due_before_the_end_of_the_job() {
     let mut record = JobRecord::fresh(job(0), request_with_callback(0));
-    assert_eq!(owed(&record), None);
+    assert_eq!(due_delivery(&record), None);
     let due = Delivery::to("https://example.com").due(at(5));
     record.delivery = Some(due.clone());
-    assert_eq!(owed(&record), None);
+    assert_eq!(due_delivery(&record), None);
     record.job = record.job.apply(&JobEvent::Cancel { at_risk: None }, at(5)).unwrap();
-    assert_eq!(owed(&record), Some(&due));
+    assert_eq!(due_delivery(&record), Some(&due));
     record.delivery = Some(due.withdrawn());
-    assert_eq!(owed(&record), None);
+    assert_eq!(due_delivery(&record), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -248,7 +248,7 @@ async fn retention_waits_for_a_receiver_that_is_down() {
     }
     world.queue.work().sweep().await.unwrap();
     for id in ids {
-        assert!(matches!(world.queue.get(id).await, Err(QueueError::NotFound(_))), "told, it is as any other");
+        assert!(matches!(world.queue.get(id).await, Err(QueueError::NotFound(_))), "its message is delivered");
     }
 }
 

@@ -44,7 +44,6 @@ impl PartialSchema for ProblemCode {
     }
 }
 
-/// A row of docs/errors.md.
 struct Row<'a> {
     status: &'a str,
     code: &'a str,
@@ -69,7 +68,6 @@ fn failures() -> impl Iterator<Item = Row<'static>> {
     rows(ERRORS.split_once(FAILURES).map_or("", |(_, failures)| failures))
 }
 
-/// The description of each failure of a job, for its schema.
 pub(in crate::http) fn failure_descriptions() -> Extensions {
     descriptions(failures())
 }

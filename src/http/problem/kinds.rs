@@ -20,12 +20,10 @@ impl Kind {
     }
 }
 
-/// Defines the kinds of problems, and their list.
 macro_rules! kinds {
     ($($name:ident = $kind:expr;)*) => {
         $(pub(in crate::http) const $name: Kind = $kind;)*
 
-        /// All kinds of problems of a request.
         pub(super) const KINDS: &[Kind] = &[$($name),*];
     };
 }

@@ -1,4 +1,4 @@
-//! `/api/v1/admin/jobs`: lists all jobs, page by page, for operators.
+//! `/api/v1/jobs` and `/api/v1/admin/jobs`: lists the jobs of a caller or all jobs, page by page.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     api::Api,
-    extract::{Admin, Params},
+    extract::{Admin, Named, Params},
     filter::{Conditions, cursor, encode_cursor, once},
     pages::{self, Here},
     problem::{INVALID_PARAMETER, Problem},
@@ -21,7 +21,6 @@ use crate::{
     job::{FailureCode, JobPage, JobStatus, Listing, Order, Priority, StatusCounts, UnfinishedSearch},
 };
 
-/// Longest time that a listing counts the jobs of its filter.
 const COUNT_TIME: Duration = Duration::from_millis(500);
 
 /// The parameters of the routes that list jobs, for the OpenAPI document.
@@ -134,18 +133,57 @@ pub(super) async fn list(
     memory.list(read, make).await
 }
 
-/// What the parameters of a listing ask for.
+/// A page of a caller's jobs.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OwnJobs<'a> {
+    jobs: Vec<JobView<'a>>,
+    /// The `cursor` of the next page, to send with the same filter; null on the last page.
+    next_cursor: Option<String>,
+    /// The `cursor` of the previous page, to send with the same filter; null on the first page.
+    prev_cursor: Option<String>,
+    /// How far the search came, if its 500 ms were over before the page was full; null otherwise. The next page continues
+    /// the search. Only then can a page with a next one be empty.
+    unfinished_search: Option<UnfinishedSearch>,
+}
+
+/// List your jobs
+///
+/// The jobs that were submitted with your key or token. Not available if the service has no API keys and takes no tokens.
+#[utoipa::path(
+    get, path = "/api/v1/jobs", operation_id = "list_own_jobs", tag = "analysis",
+    params(Listed),
+    responses((status = 200, description = "A page of jobs", body = OwnJobs<'static>))
+)]
+pub(super) async fn list_own(
+    Named(caller): Named,
+    State(api): State<Arc<Api>>,
+    params: Params,
+    here: Here,
+) -> Result<Response, Problem> {
+    let Wanted { listing, include, .. } = wanted(params, Some(caller))?;
+    let (queue, memory) = (api.queue.clone(), api.memory.clone());
+    let read = async move { Ok(queue.list(listing).await?) };
+    let make = move |page: JobPage| {
+        let jobs = OwnJobs {
+            jobs: api.listed(&page.jobs, include),
+            next_cursor: page.next.map(encode_cursor),
+            prev_cursor: page.prev.map(encode_cursor),
+            unfinished_search: page.unfinished,
+        };
+        here.link_next(Json(jobs), "cursor", page.next.map(encode_cursor))
+    };
+    memory.list(read, make).await
+}
+
 #[derive(Debug)]
-pub(super) struct Wanted {
-    pub(super) listing: Listing,
-    /// The large fields that the jobs have.
-    pub(super) include: Include,
-    /// Whether all jobs that match are counted.
+struct Wanted {
+    listing: Listing,
+    include: Include,
     is_counted: bool,
 }
 
 /// Parses the parameters of a listing. `own` limits it to the jobs of one caller.
-pub(super) fn wanted(mut params: Params, own: Option<String>) -> Result<Wanted, Problem> {
+fn wanted(mut params: Params, own: Option<String>) -> Result<Wanted, Problem> {
     let (mut caller, mut is_counted) = (None, false);
     if own.is_none() {
         caller = once(&mut params, "caller");
