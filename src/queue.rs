@@ -277,7 +277,7 @@ fn digest(bytes: &[u8]) -> [u8; 16] {
 }
 
 /// Adds what tells the caller's jobs from others without reading them.
-fn note_caller(filter: &mut JobFilter) {
+fn add_caller_digest(filter: &mut JobFilter) {
     filter.caller_digest = filter.caller.as_deref().and_then(caller::named);
 }
 

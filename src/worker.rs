@@ -303,7 +303,7 @@ fn question(request: &JobRequest) -> u64 {
 fn assignment(claim: &Claim, now: Timestamp) -> Assignment<'_> {
     Assignment {
         request: &claim.request,
-        rejected: claim.useless.as_deref(),
+        rejected: claim.rejected.as_deref(),
         refused_by: &claim.refused_by,
         is_waited_for: claim.job.waited_for,
         now,

@@ -170,7 +170,7 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, lim
         let (planner, clock) = (planner.clone(), clock.clone());
         Arc::new(move |request: &JobRequest| planner.at_risk(Assignment::of(request, clock.now())))
     };
-    let identify = {
+    let dedup_key = {
         let planner = planner.clone();
         Arc::new(move |request: &JobRequest, is_waited_for, now| planner.question(request, is_waited_for, now))
     };
@@ -183,7 +183,7 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, lim
         max_scheduled: settings.max_queued_jobs.div_ceil(SCHEDULED_SHARE),
         max_pending_per_caller: settings.max_queued_jobs.div_ceil(CALLER_SHARE),
         submits_per_minute: NonZeroU32::new(settings.submits_per_minute),
-        ordinary_share: BACKGROUND_SHARE,
+        background_share: BACKGROUND_SHARE,
         retries: RetryBounds {
             other: settings.max_retries,
             connect: settings.max_retries * CONNECT_RETRIES,
@@ -196,7 +196,7 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, lim
             let limits = limits.clone();
             Arc::new(move |lane| http::api::allowance(&limits, lane))
         },
-        identify,
+        dedup_key,
         cache_for: settings.cache_ttl,
         idempotency_window: IdempotencyKey::WINDOW,
         lease: tuning.lease,

@@ -18,7 +18,7 @@ use crate::{
     audit::AuditAction,
     job::Cursor,
     ledger::dollars,
-    queue::bulk::{Action, Bulk, Outcome, Trial},
+    queue::bulk::{Action, Bulk, DryRun, Outcome},
 };
 
 /// How long one request works. One more step may follow, and the answer must be sent within 30 s.
@@ -133,8 +133,8 @@ fn bulk(request: ActionRequest) -> Result<Bulk, Vec<FieldError>> {
 }
 
 async fn dry_run(api: &Api, bulk: &Bulk) -> Result<ActionReport, Problem> {
-    let trial = api.operations.try_out(bulk, allowance(&api.limits, None)).await?;
-    let Trial { matched, next, at_risk, seconds } = trial;
+    let dry_run = api.operations.dry_run(bulk, allowance(&api.limits, None)).await?;
+    let DryRun { matched, next, at_risk, seconds } = dry_run;
     let estimate = Estimate {
         input_tokens: at_risk.input_tokens,
         output_tokens: at_risk.output_tokens,
@@ -148,7 +148,7 @@ async fn dry_run(api: &Api, bulk: &Bulk) -> Result<ActionReport, Problem> {
 
 async fn apply(api: &Api, actor: &str, filter: &str, bulk: &Bulk) -> Result<ActionReport, Problem> {
     let entry = api.audit.record(AuditAction { actor, action: bulk.action.into(), detail: Some(filter) }, None).await?;
-    let Outcome { matched, changed, next } = api.operations.act(bulk, (&api.audit, &entry)).await?;
+    let Outcome { matched, changed, next } = api.operations.apply(bulk, (&api.audit, &entry)).await?;
     Ok(ActionReport::new(bulk.action, matched, Some(changed), next))
 }
 

@@ -6,7 +6,7 @@
 //! admitted and has not come through the feed yet is *arriving*: bounds count it.
 //!
 //! Jobs that ask the same ([`Job::question`]) are asked one at a time. While one of them runs, is proposed or arrives
-//! claimed, the others are *held back*: they are due and can't be claimed, and their deadlines wait.
+//! claimed, the others are *blocked*: they are due and can't be claimed, and their deadlines wait.
 //!
 //! [`Feed`]: crate::store::Feed
 
@@ -44,7 +44,7 @@ pub(super) enum Pick {
     /// The first in order.
     First,
     /// The first job whose client did not ask to wait ([`Job::waited_for`]), else the first of all.
-    Unwaited,
+    Background,
     /// This one, of whatever lane; if it is not ready, the first of all.
     Job(JobId),
 }
@@ -55,16 +55,16 @@ pub(super) struct Ahead {
     /// Of all.
     pub(super) all: usize,
     /// Of those that nobody asked to wait for.
-    pub(super) unwaited: usize,
+    pub(super) background: usize,
 }
 
 /// What a change of some jobs did to others.
 #[derive(Debug, Default)]
 pub(super) struct Moved {
-    /// Jobs that were held back, or are no longer.
+    /// Jobs that were blocked, or are no longer.
     pub(super) jobs: Vec<Arc<Job>>,
-    /// Of these and of the jobs that changed: those that are held back.
-    pub(super) held_back: HashSet<JobId>,
+    /// Of these and of the jobs that changed: those that are blocked.
+    pub(super) blocked: HashSet<JobId>,
 }
 
 /// The board.
@@ -83,7 +83,7 @@ pub(super) struct Board {
 struct State {
     /// Queued and running jobs. Ids sort by submission.
     jobs: BTreeMap<JobId, Arc<Job>>,
-    /// Queued, due and neither held back, proposed nor expired, in the order of claiming.
+    /// Queued, due and neither blocked, proposed nor expired, in the order of claiming.
     ready: FairQueue<(Timestamp, JobId)>,
     /// Queued for later, by their time.
     scheduled: BTreeSet<(Timestamp, JobId)>,
@@ -112,7 +112,7 @@ struct State {
     /// same time as the answer, or were too many for one commit.
     answered_by: HashMap<JobId, JobId>,
     ended: EndedCounts,
-    /// Jobs that were held back or let go since the feed last told of changes.
+    /// Jobs that were blocked or let go since the feed last told of changes.
     moved: Vec<JobId>,
 }
 
@@ -213,7 +213,7 @@ impl Board {
             state.end(question);
             state.begin(job.question.filter(|_| job.is_running()));
         }
-        // Those that are held back have to be known by now.
+        // Those that are blocked have to be known by now.
         pending.iter().for_each(|job| state.list(job, self.clock.now()));
         // Collected, for then its nodes are full; of insertions in order they would be half empty.
         state.jobs = pending.iter().map(|job| (job.id, Arc::clone(job))).collect();
@@ -234,7 +234,7 @@ impl Board {
         moved.dedup();
         let touched = moved.iter().chain(&changed);
         Moved {
-            held_back: touched.filter(|id| state.is_held_back(**id)).copied().collect(),
+            blocked: touched.filter(|id| state.is_blocked(**id)).copied().collect(),
             jobs: moved.iter().filter_map(|id| state.jobs.get(id).cloned()).collect(),
         }
     }
@@ -329,7 +329,7 @@ impl Board {
     pub(super) fn ahead_of(&self, job: &Job) -> Ahead {
         let state = self.state.lock();
         let ahead = |list| state.ready.ahead_of(job.caller, &(job.effective_at(), job.id), list);
-        Ahead { all: ahead(None), unwaited: ahead(Some(List::Unwaited)) }
+        Ahead { all: ahead(None), background: ahead(Some(List::Background)) }
     }
 
     /// Whether a job of this question is under way.
@@ -337,9 +337,9 @@ impl Board {
         self.state.lock().is_under_way(question)
     }
 
-    /// Whether the job is due and held back.
-    pub(super) fn is_held_back(&self, id: JobId) -> bool {
-        self.state().is_held_back(id)
+    /// Whether the job is due and blocked.
+    pub(super) fn is_blocked(&self, id: JobId) -> bool {
+        self.state().is_blocked(id)
     }
 
     /// Whether no more jobs may be queued with this question.
@@ -562,7 +562,7 @@ impl State {
         self.ready.len(None) == 0 && !self.is_under_way(job.question)
     }
 
-    fn is_held_back(&self, id: JobId) -> bool {
+    fn is_blocked(&self, id: JobId) -> bool {
         let job = self.jobs.get(&id).filter(|job| !self.proposed.contains(&job.id));
         job.is_some_and(|job| self.is_under_way(job.question) && self.is_due(job))
     }
@@ -576,7 +576,7 @@ impl State {
         self.asking(question).filter(|id| self.jobs.get(id).is_some_and(|job| self.is_due(job))).collect()
     }
 
-    /// A job begins to ask a question: the others that ask it are held back.
+    /// A job begins to ask a question: the others that ask it are blocked.
     fn begin(&mut self, question: Option<Question>) {
         let Some(question) = question else { return };
         let count = self.under_way.entry(question).or_default();
@@ -586,7 +586,7 @@ impl State {
         }
     }
 
-    /// A job no longer asks a question. If it was the last one, those that were held back can be claimed.
+    /// A job no longer asks a question. If it was the last one, those that were blocked can be claimed.
     fn end(&mut self, question: Option<Question>) {
         let Some(question) = question else { return };
         let Some(count) = self.under_way.get_mut(&question) else { return };
@@ -614,7 +614,7 @@ impl State {
     fn take(&mut self, pick: Pick, lanes: &Lanes) -> Option<JobId> {
         let picked = match pick {
             Pick::First => None,
-            Pick::Unwaited => self.ready.take(Wanted { list: Some(List::Unwaited), lanes }).map(|(_, id)| id),
+            Pick::Background => self.ready.take(Wanted { list: Some(List::Background), lanes }).map(|(_, id)| id),
             Pick::Job(id) => {
                 let job = self.jobs.get(&id).cloned();
                 job.filter(|job| self.ready.remove(Place::of(job), &(job.effective_at(), id))).map(|job| job.id)

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::{Operations, QueueError, note_caller, outlook::Allowance};
+use super::{Operations, QueueError, add_caller_digest, outlook::Allowance};
 use crate::{
     audit::{AuditLog, OpenEntry},
     job::{AtRisk, Cursor, JobFilter, JobId, JobStatus, Listing, Order, StatusCounts, caller},
@@ -20,7 +20,7 @@ use crate::{
 const STEP: usize = 256;
 
 /// Jobs counted at once.
-const TRIAL_STEP: usize = 10_000;
+const COUNT_STEP: usize = 10_000;
 
 /// So many jobs are read for the estimate of a trial, which takes the others to be like them.
 const SAMPLE: usize = 500;
@@ -75,7 +75,7 @@ pub struct Outcome {
 
 /// What an action would be about.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Trial {
+pub struct DryRun {
     /// Jobs that the filter means and the action can be done to.
     pub matched: usize,
     /// Where to go on counting; none at the end.
@@ -91,7 +91,7 @@ impl Bulk {
     fn listing(&self, queue: &Operations, cursor: Option<Cursor>, limit: usize) -> Option<Listing> {
         let can = self.action.applies_to();
         let mut filter = self.filter.clone();
-        note_caller(&mut filter);
+        add_caller_digest(&mut filter);
         let wanted = |status: &JobStatus| filter.statuses.is_empty() || filter.statuses.contains(status);
         filter.statuses = can.iter().copied().filter(wanted).collect();
         let next_moment = queue.now().plus(Duration::from_millis(1));
@@ -107,13 +107,13 @@ impl Operations {
     /// # Errors
     /// [`QueueError::Refused`] where a bound lets no more jobs become pending, [`QueueError::Unavailable`]; the counted part
     /// is done.
-    pub async fn act(&self, bulk: &Bulk, (audit, entry): (&AuditLog, &OpenEntry)) -> Result<Outcome, QueueError> {
+    pub async fn apply(&self, bulk: &Bulk, (audit, entry): (&AuditLog, &OpenEntry)) -> Result<Outcome, QueueError> {
         let mut outcome = Outcome { next: bulk.cursor, ..Outcome::default() };
         loop {
             let Some(listing) = bulk.listing(self, outcome.next, STEP) else { return Ok(outcome) };
             let step = self.0.store.select(listing, self.0.now()).await?;
             outcome.matched += step.ids.len();
-            let (changed, stopped) = self.act_on(bulk.action, step.ids).await?;
+            let (changed, stopped) = self.apply_to(bulk.action, step.ids).await?;
             outcome.changed += changed;
             outcome.next = step.next;
             if let Err(error) = audit.record_jobs(entry, changed).await {
@@ -128,14 +128,14 @@ impl Operations {
         }
     }
 
-    /// What [`Operations::act`] would do, and what calls for those jobs would take.
+    /// What [`Operations::apply`] would do, and what calls for those jobs would take.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].
-    pub async fn try_out(&self, bulk: &Bulk, allowance: Allowance) -> Result<Trial, QueueError> {
+    pub async fn dry_run(&self, bulk: &Bulk, allowance: Allowance) -> Result<DryRun, QueueError> {
         let (mut matched, mut next) = (0, bulk.cursor);
         let mut sample: Vec<AtRisk> = Vec::new();
-        while let Some(listing) = bulk.listing(self, next, TRIAL_STEP) {
+        while let Some(listing) = bulk.listing(self, next, COUNT_STEP) {
             let step = self.0.store.select(listing, self.0.now()).await?;
             matched += step.ids.len();
             next = step.next;
@@ -149,7 +149,7 @@ impl Operations {
         }
         let rate = self.0.claims_per_second(allowance);
         let seconds = (rate > 0.0).then(|| matched as f64 / rate);
-        Ok(Trial { matched, next, at_risk: extrapolate(&sample, matched), seconds })
+        Ok(DryRun { matched, next, at_risk: extrapolate(&sample, matched), seconds })
     }
 
     /// How many jobs match the filter, by status; `None` if counting takes until `until`.
@@ -157,7 +157,7 @@ impl Operations {
     /// # Errors
     /// [`QueueError::Unavailable`].
     pub async fn count(&self, mut filter: JobFilter, until: Instant) -> Result<Option<StatusCounts>, QueueError> {
-        note_caller(&mut filter);
+        add_caller_digest(&mut filter);
         let mut statuses = std::mem::take(&mut filter.statuses);
         if statuses.is_empty() {
             statuses.extend(JobStatus::iter());
@@ -172,7 +172,7 @@ impl Operations {
             let mut cursor = None;
             loop {
                 let filter = JobFilter { statuses: vec![status], ..filter.clone() };
-                let listing = Listing { filter, cursor, limit: TRIAL_STEP, ..Listing::default() };
+                let listing = Listing { filter, cursor, limit: COUNT_STEP, ..Listing::default() };
                 let step = self.0.store.select(listing, self.0.now()).await?;
                 *counts.of(status) += step.ids.len();
                 cursor = step.next;
@@ -189,12 +189,12 @@ impl Operations {
 
     /// Does the action to these jobs. Gives how many it changed, and why a bound stopped it: a job that has moved on meanwhile
     /// stays as it is.
-    async fn act_on(&self, action: Action, ids: Vec<JobId>) -> Result<(usize, Option<QueueError>), QueueError> {
+    async fn apply_to(&self, action: Action, ids: Vec<JobId>) -> Result<(usize, Option<QueueError>), QueueError> {
         if let Action::Delete = action {
             return Ok((self.0.store.remove(ids, self.0.now()).await?, None));
         }
         let (mut changed, mut stopped) = (0, None);
-        for result in join_all(ids.into_iter().map(|id| self.act_on_one(action, id))).await {
+        for result in join_all(ids.into_iter().map(|id| self.apply_to_one(action, id))).await {
             match result {
                 Ok(()) => changed += 1,
                 Err(QueueError::Conflict(_) | QueueError::NotFound(_)) => {}
@@ -205,7 +205,7 @@ impl Operations {
         Ok((changed, stopped))
     }
 
-    async fn act_on_one(&self, action: Action, id: JobId) -> Result<(), QueueError> {
+    async fn apply_to_one(&self, action: Action, id: JobId) -> Result<(), QueueError> {
         if let Action::Retry = action {
             self.0.put_back(id, caller::operator()).await
         } else {

@@ -16,7 +16,7 @@ use super::{
     follow::Draft,
     retry::{event_after, failure_report},
     service_time::{Kind, Observed},
-    wait::Stay,
+    wait::AttemptSlot,
 };
 use crate::{
     clock::Timestamp,
@@ -38,7 +38,7 @@ pub struct Claim {
     /// What is asked.
     pub request: Arc<JobRequest>,
     /// The newest attempt whose answer was of no use, if one was since the submission or the last requeue.
-    pub useless: Option<Arc<Attempt>>,
+    pub rejected: Option<Arc<Attempt>>,
     /// The models that declined to answer since then.
     pub refused_by: Vec<String>,
     /// Cancelled when the job is cancelled or the lease is lost: stop at once, nothing is left to settle.
@@ -46,7 +46,7 @@ pub struct Claim {
     /// Takes the answer's text as it comes, for those who follow the job.
     pub draft: Arc<Draft>,
     /// As long as it lasts, the sweeper keeps the job's lease.
-    _stay: Stay,
+    _slot: AttemptSlot,
 }
 
 /// Takes jobs that are claimed at their submission: stored and claimed in one commit.
@@ -74,7 +74,7 @@ impl Inner {
     }
 
     /// Begins an attempt's stay in this process.
-    pub(super) async fn begin(&self, job: Job, request: Arc<JobRequest>, useless: Option<Arc<Attempt>>) -> Claim {
+    pub(super) async fn begin(&self, job: Job, request: Arc<JobRequest>, rejected: Option<Arc<Attempt>>) -> Claim {
         if job.attempt == 1 {
             let waited = self.now().since(job.due_at);
             self.metrics.time_to_claim_seconds.observe(waited.as_secs_f64());
@@ -87,7 +87,7 @@ impl Inner {
         if let Ok(current) = self.find(job.id).await {
             self.running.check(&current);
         }
-        Claim { job, request, useless, refused_by: Vec::new(), lost, draft, _stay: stay }
+        Claim { job, request, rejected, refused_by: Vec::new(), lost, draft, _slot: stay }
     }
 }
 
@@ -163,8 +163,8 @@ impl WorkQueue {
             self.0.place(&job, self.0.now());
         }
         let Some(ClaimedJob { job, request }) = claimed? else { return Ok(None) };
-        let (useless, refused_by) = self.heard_before(&job).await;
-        Ok(Some(Claim { refused_by, ..self.0.begin(job, request, useless).await }))
+        let (rejected, refused_by) = self.earlier_failures(&job).await;
+        Ok(Some(Claim { refused_by, ..self.0.begin(job, request, rejected).await }))
     }
 
     async fn claim_in_store(&self, proposal: &Proposal) -> Result<Option<ClaimedJob>, QueueError> {
@@ -206,16 +206,16 @@ impl WorkQueue {
 
     /// What the next attempt must know of those before: the newest whose answer was of no use, and the models that
     /// declined. Where it can't be read, the job is asked as if for the first time.
-    async fn heard_before(&self, job: &Job) -> (Option<Arc<Attempt>>, Vec<String>) {
-        let [useless, refused] =
+    async fn earlier_failures(&self, job: &Job) -> (Option<Arc<Attempt>>, Vec<String>) {
+        let [rejected, refused] =
             [FailureClass::InvalidOutput, FailureClass::Refused].map(|class| job.failures.count(class) as usize);
-        if useless + refused == 0 {
+        if rejected + refused == 0 {
             return (None, Vec::new());
         }
         let Ok(Some(record)) = self.0.store.get(job.id).await else { return (None, Vec::new()) };
         let code = |attempt: &Attempt| attempt.report.error.as_ref().map(|error| error.code);
         let newest_first = || record.attempts.iter().rev();
-        let is_useless = |attempt: &&Arc<Attempt>| {
+        let is_rejected = |attempt: &&Arc<Attempt>| {
             matches!(
                 code(attempt),
                 Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit)
@@ -225,7 +225,7 @@ impl WorkQueue {
             .filter(|attempt| code(attempt) == Some(FailureCode::Refused))
             .take(refused)
             .filter_map(|attempt| attempt.report.model.clone());
-        (newest_first().find(is_useless).filter(|_| useless > 0).cloned(), refused_by.collect())
+        (newest_first().find(is_rejected).filter(|_| rejected > 0).cloned(), refused_by.collect())
     }
 
     /// Which job the next claim is to take.
@@ -237,7 +237,7 @@ impl WorkQueue {
         let free = self.0.workers().saturating_sub(self.0.running_attempts());
         let is_met =
             |kind: &Kind, left, is_contested| self.0.is_met(&service_time.expectation(kind), left, is_contested);
-        order.pick(now, policy.ordinary_share, free, lanes, is_met, || board.ready(Some(List::Unwaited)) > 0)
+        order.pick(now, policy.background_share, free, lanes, is_met, || board.ready(Some(List::Background)) > 0)
     }
 
     /// How long a claim lasts without a heartbeat.

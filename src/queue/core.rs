@@ -101,7 +101,7 @@ impl Inner {
 
     /// Has the clients of a job take the place that its state calls for.
     pub(super) fn place(&self, job: &Job, now: Timestamp) {
-        self.order.note([job], (now, self.clock.lead()), |job| self.board.is_held_back(job.id));
+        self.order.update([job], (now, self.clock.lead()), |job| self.board.is_blocked(job.id));
     }
 
     /// A transition of a job as it was seen a moment ago; none if it has changed or gone since.
@@ -141,14 +141,14 @@ impl Inner {
             self.metrics.attempts.get_or_create(&kind(outcome)).inc();
         }
         for job in changed.iter().filter(|job| job.state.is_final()) {
-            self.note_end(job, now);
+            self.record_end(job, now);
         }
         self.metrics.answers_shared.inc_by(changed.len().saturating_sub(1) as u64);
         Ok(changed.swap_remove(0))
     }
 
     /// Counts and tells that a job has reached an end.
-    pub(super) fn note_end(&self, job: &Job, now: Timestamp) {
+    pub(super) fn record_end(&self, job: &Job, now: Timestamp) {
         let status = job.status(now);
         let took = now.since(job.due_at);
         self.metrics.jobs_finished.get_or_create(&kind(status.into())).inc();

@@ -2,7 +2,7 @@
 
 use super::{
     Inner, Queue,
-    order::TURNED_SHARE,
+    order::DEMOTED_SHARE,
     outlook::{self, Allowance, Figures, Outlook},
     service_time::Kind,
 };
@@ -19,7 +19,7 @@ impl Queue {
         let JobState::Queued { .. } = job.state else { return None };
         let now = self.0.now();
         let own_time = self.0.service_time.whole(kind);
-        if self.0.board.is_held_back(job.id) {
+        if self.0.board.is_blocked(job.id) {
             return Some(outlook::behind_the_same(own_time));
         }
         let allowance = allowance();
@@ -39,21 +39,21 @@ impl Inner {
         let (ahead, interactive) = (board.ahead_of(job), order.ready());
         // Those that clients wait for go first, wherever they stand.
         let all = (ahead.all + interactive).min(board.ready(None).saturating_sub(1)).max(ahead.all);
-        let demoted = ahead.all.saturating_sub(ahead.unwaited + interactive);
-        let share = policy.ordinary_share as usize;
-        let demoted_share = share * TURNED_SHARE as usize;
-        let (same, own_share) = if job.waited_for { (demoted, demoted_share) } else { (ahead.unwaited, share) };
+        let demoted = ahead.all.saturating_sub(ahead.background + interactive);
+        let share = policy.background_share as usize;
+        let demoted_share = share * DEMOTED_SHARE as usize;
+        let (same, own_share) = if job.waited_for { (demoted, demoted_share) } else { (ahead.background, share) };
         // The jobs that are claimed before it if clients come on and on, so that its turn comes by its share.
         let by_share = (same + 1) * own_share - 1;
         let place = if interactive == 0 { all } else { all.min(by_share) };
         let Some(rush) = order.rush().filter(|_| interactive > 0) else {
-            return (place, place, ahead.unwaited.min(place));
+            return (place, place, ahead.background.min(place));
         };
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; saturates")]
         let in_rush = (rush.as_secs_f64() * RUSH_GOES_ON * self.claims_per_second(allowance)) as usize;
-        let by_shares = ahead.unwaited.min(in_rush / share) + demoted.min(in_rush / demoted_share);
+        let by_shares = ahead.background.min(in_rush / share) + demoted.min(in_rush / demoted_share);
         let claims = if by_share <= in_rush { by_share } else { in_rush + all.saturating_sub(by_shares) };
-        (place, claims, ahead.unwaited.min(claims))
+        (place, claims, ahead.background.min(claims))
     }
 
     /// How many jobs can be claimed in a second.

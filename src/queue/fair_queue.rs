@@ -24,9 +24,9 @@ const NODE: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum List {
     /// They did not.
-    Unwaited,
+    Background,
     /// They did.
-    Waited,
+    Interactive,
 }
 
 /// Which lanes to look at.
@@ -74,7 +74,7 @@ pub(super) struct Place {
 impl Place {
     /// The place of a job.
     pub(super) fn of(job: &Job) -> Place {
-        let list = if job.waited_for { List::Waited } else { List::Unwaited };
+        let list = if job.waited_for { List::Interactive } else { List::Background };
         Place { caller: job.caller, list, lane: job.model }
     }
 
@@ -280,9 +280,9 @@ mod tests {
     #[test]
     fn a_thousand_jobs_of_one_caller_do_not_delay_anothers_one() {
         let mut turns = FairQueue::default();
-        (0..1_000).for_each(|job| turns.insert(at(caller(1), List::Unwaited), job));
+        (0..1_000).for_each(|job| turns.insert(at(caller(1), List::Background), job));
         assert_eq!(take(&mut turns), Some(0));
-        turns.insert(at(caller(2), List::Unwaited), 5_000);
+        turns.insert(at(caller(2), List::Background), 5_000);
         assert_eq!(turns.ahead_of(caller(2), &5_000, None), 0);
         assert_eq!(turns.ahead_of(caller(1), &2, None), 2);
         assert_eq!([take(&mut turns), take(&mut turns)], [Some(5_000), Some(1)]);
@@ -291,10 +291,10 @@ mod tests {
     #[test]
     fn who_comes_again_and_again_with_one_job_waits_for_its_turn_too() {
         let mut turns = FairQueue::default();
-        (10..20).for_each(|job| turns.insert(at(caller(2), List::Unwaited), job));
+        (10..20).for_each(|job| turns.insert(at(caller(2), List::Background), job));
         let mut taken = Vec::new();
         for job in 0..4 {
-            turns.insert(at(caller(1), List::Unwaited), job);
+            turns.insert(at(caller(1), List::Background), job);
             taken.extend([take(&mut turns), take(&mut turns)].into_iter().flatten());
             turns.assert_consistent();
         }
@@ -304,12 +304,12 @@ mod tests {
     #[test]
     fn one_list_alone_can_be_asked_for() {
         let mut turns = FairQueue::default();
-        (0..3).for_each(|job| turns.insert(at(None, List::Waited), job));
-        turns.insert(at(None, List::Unwaited), 3);
-        let unwaited = Wanted { list: Some(List::Unwaited), lanes: &Lanes::All };
-        assert_eq!((turns.first(unwaited), turns.first(Wanted::ALL)), (Some(&3), Some(&0)));
-        assert_eq!(turns.take(unwaited), Some(3));
-        assert_eq!(turns.take(unwaited), None);
+        (0..3).for_each(|job| turns.insert(at(None, List::Interactive), job));
+        turns.insert(at(None, List::Background), 3);
+        let background = Wanted { list: Some(List::Background), lanes: &Lanes::All };
+        assert_eq!((turns.first(background), turns.first(Wanted::ALL)), (Some(&3), Some(&0)));
+        assert_eq!(turns.take(background), Some(3));
+        assert_eq!(turns.take(background), None);
         assert_eq!(all(&mut turns), [0, 1, 2]);
     }
 
@@ -318,7 +318,7 @@ mod tests {
         let mut turns = FairQueue::default();
         let lane = |model: &str| Some(ModelKey::of(model));
         for (n, model) in [(0, None), (1, lane("a")), (2, None), (3, lane("b")), (4, lane("a"))] {
-            turns.insert(Place { caller: caller(u64::from(n % 2)), list: List::Unwaited, lane: model }, n);
+            turns.insert(Place { caller: caller(u64::from(n % 2)), list: List::Background, lane: model }, n);
         }
         let lanes = Lanes::Only(vec![lane("a"), lane("c")]);
         let of_a = Wanted { list: None, lanes: &lanes };
@@ -343,7 +343,7 @@ mod tests {
         ) {
             let mut turns = FairQueue::default();
             for (job, (of, waited)) in &jobs {
-                let list = if *waited { List::Waited } else { List::Unwaited };
+                let list = if *waited { List::Interactive } else { List::Background };
                 turns.insert(Place { lane: (job % 3 == 0).then(|| ModelKey::of("a")), ..at(caller(*of), list) }, *job);
             }
             for _ in 0..before.min(jobs.len() - 1) {

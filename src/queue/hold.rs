@@ -43,7 +43,7 @@ impl Queue {
             let is_over = job.state.is_final() || self.0.closing.is_cancelled() || now >= waiting.until();
             if is_over || !self.may_be_met(&job, waiting) {
                 if matches!(job.state, JobState::Queued { .. }) {
-                    self.0.order.turn(waiting);
+                    self.0.order.demote(waiting);
                 }
                 self.0.history.waited(job.state.is_final());
                 return self.0.get(waiting.job()).await;
@@ -69,7 +69,7 @@ impl Queue {
             return draft.is_none_or(|draft| !is_forlorn(draft.progress()));
         };
         // The same question is already running, or the claim is being stored: the attempt has as good as begun.
-        if waiting.is_picked() || self.0.board.is_held_back(job.id) {
+        if waiting.is_picked() || self.0.board.is_blocked(job.id) {
             return true;
         }
         let held = match (self.0.policy.allowance)(job.model).hold {
@@ -82,7 +82,7 @@ impl Queue {
         };
         let left = left.saturating_sub(held.max(run_at.since(self.0.now())));
         let is_in_order = !self.0.policy.deadlines_first;
-        !left.is_zero() && (is_in_order || !waiting.has_turned() && self.0.is_met(&expectation, left, false))
+        !left.is_zero() && (is_in_order || !waiting.is_demoted() && self.0.is_met(&expectation, left, false))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::{Queue, QueueError, Quota, WAIT_POLL, note_caller};
+use super::{Queue, QueueError, Quota, WAIT_POLL, add_caller_digest};
 use crate::{
     clock::Timestamp,
     job::{
@@ -77,7 +77,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Unavailable`].
     pub async fn list(&self, mut listing: Listing) -> Result<JobPage, QueueError> {
-        note_caller(&mut listing.filter);
+        add_caller_digest(&mut listing.filter);
         Ok(self.0.store.list(listing, self.0.now()).await?)
     }
 

@@ -37,7 +37,7 @@ impl Feed for Listener {
         self.spending.set(totals.spent);
         self.board.reset(&pending, totals.ended);
         let times = (self.clock.now(), self.clock.lead());
-        self.order.note(pending.iter().map(|job| &**job), times, |job| self.board.is_held_back(job.id));
+        self.order.update(pending.iter().map(|job| &**job), times, |job| self.board.is_blocked(job.id));
         self.running.check_all(|id| self.board.get(id));
         self.waiters.notify_all();
         self.followers.notify_all();
@@ -48,11 +48,11 @@ impl Feed for Listener {
 
     fn changed(&self, jobs: &[Arc<Job>], totals: Totals) {
         self.spending.set(totals.spent);
-        let Moved { jobs: moved, held_back } = self.board.changed(jobs, totals.ended);
+        let Moved { jobs: moved, blocked } = self.board.changed(jobs, totals.ended);
         let (now, lead) = (self.clock.now(), self.clock.lead());
         let all = || jobs.iter().chain(&moved).map(|job| &**job);
         // Before any worker wakes.
-        self.order.note(all(), (now, lead), |job| held_back.contains(&job.id));
+        self.order.update(all(), (now, lead), |job| blocked.contains(&job.id));
         let (mut ready, mut later) = (false, false);
         for job in all() {
             self.running.check(job);

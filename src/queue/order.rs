@@ -13,7 +13,7 @@
 //! overload, because everybody would wait for the whole queue.
 //!
 //! Other jobs do not starve while clients always wait. One claim in five goes to jobs that nobody asked to wait for. One
-//! in [`TURNED_SHARE`] times that goes to the first job in the store's order, so that jobs that have turned ordinary pass
+//! in [`DEMOTED_SHARE`] times that goes to the first job in the store's order, so that jobs that have turned ordinary pass
 //! too. A larger share for them would be taken from clients that can still be answered in time.
 //!
 //! Long polls and event streams do not move a job. A client that got a `202` must not overtake, by asking again, clients
@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// How many times rarer than those that nobody asked to wait for, jobs that have turned ordinary get a share.
-pub(super) const TURNED_SHARE: u32 = 10;
+pub(super) const DEMOTED_SHARE: u32 = 10;
 
 /// A rush is over once every client was answered in time for as long as a client is held at most.
 const RUSH_ENDS_AFTER: Duration = Duration::from_secs(30);
@@ -92,7 +92,7 @@ struct Client {
 
 impl Client {
     fn place(&self) -> Place {
-        Place { caller: self.caller, list: List::Waited, lane: self.lane }
+        Place { caller: self.caller, list: List::Interactive, lane: self.lane }
     }
 }
 
@@ -100,7 +100,7 @@ impl Client {
 #[derive(Debug, Default)]
 struct Standing {
     /// It has turned ordinary.
-    has_turned: AtomicBool,
+    is_demoted: AtomicBool,
     /// Signalled when it does.
     signal: Notify,
     /// It was picked, and its claim is on its way to the disk.
@@ -129,8 +129,8 @@ impl Waiting {
         self.until
     }
 
-    pub(super) fn has_turned(&self) -> bool {
-        self.standing.has_turned.load(Ordering::SeqCst)
+    pub(super) fn is_demoted(&self) -> bool {
+        self.standing.is_demoted.load(Ordering::SeqCst)
     }
 
     /// Whether its claim is under way: then it is as good as running.
@@ -151,7 +151,7 @@ impl Drop for Waiting {
 }
 
 impl Order {
-    /// Registers a client that is held until `until`. Do so before the job can be claimed, or [`Order::note`] it after.
+    /// Registers a client that is held until `until`. Do so before the job can be claimed, or [`Order::update`] it after.
     pub(super) fn enter(self: &Arc<Self>, job: JobId, caller: Caller, kind: Kind, until: Instant) -> Waiting {
         let mut state = self.0.lock();
         let number = state.next_number;
@@ -165,13 +165,13 @@ impl Order {
         Waiting { order: Arc::clone(self), number, standing, job, until, kind }
     }
 
-    /// Takes note of jobs as they are now: of one that waits for its next claim, or doesn't any more. What is held back
+    /// Takes note of jobs as they are now: of one that waits for its next claim, or doesn't any more. What is blocked
     /// can't be claimed though it is due. The service time is `lead` ahead of the wall clock.
-    pub(super) fn note<'a>(
+    pub(super) fn update<'a>(
         &self,
         jobs: impl IntoIterator<Item = &'a Job>,
         (now, lead): (Timestamp, Duration),
-        is_held_back: impl Fn(&Job) -> bool,
+        is_blocked: impl Fn(&Job) -> bool,
     ) {
         let mut state = self.0.lock();
         if state.clients.is_empty() {
@@ -179,7 +179,7 @@ impl Order {
         }
         for job in jobs {
             for number in state.by_job.get(&job.id).cloned().unwrap_or_default() {
-                if is_held_back(job) {
+                if is_blocked(job) {
                     state.displace(number);
                 } else {
                     state.place(number, job, (now, lead));
@@ -190,7 +190,7 @@ impl Order {
 
     /// What the next claim of a job of these lanes is to take. `free` workers look for a job; `is_met` says whether an answer of a kind can still
     /// come within a time, and has to be surer of it where others want the worker. `share` is one in how many contested
-    /// claims goes to jobs that nobody asked to wait for, of which `unwaited` says whether there are any.
+    /// claims goes to jobs that nobody asked to wait for, of which `background` says whether there are any.
     pub(super) fn pick(
         &self,
         now: Timestamp,
@@ -198,7 +198,7 @@ impl Order {
         free: usize,
         lanes: &Lanes,
         is_met: impl Fn(&Kind, Duration, bool) -> bool,
-        unwaited: impl FnOnce() -> bool,
+        background: impl FnOnce() -> bool,
     ) -> Pick {
         let mut state = self.0.lock();
         state.promote(now);
@@ -210,15 +210,15 @@ impl Order {
             if is_met(&client.kind, client.until.saturating_duration_since(at), is_contested) {
                 break;
             }
-            state.turn(number);
-            state.note_rush();
+            state.demote(number);
+            state.record_rush();
         }
         state.contested = state.contested.wrapping_add(1);
-        if state.contested.is_multiple_of(share.saturating_mul(TURNED_SHARE)) {
+        if state.contested.is_multiple_of(share.saturating_mul(DEMOTED_SHARE)) {
             return Pick::First;
         }
-        if state.contested.is_multiple_of(share) && unwaited() {
-            return Pick::Unwaited;
+        if state.contested.is_multiple_of(share) && background() {
+            return Pick::Background;
         }
         let taken = state.ready.take(wanted).and_then(|(_, number)| state.clients.get(&number));
         taken.map_or(Pick::First, |client| {
@@ -238,8 +238,8 @@ impl Order {
         let numbers = state.by_job.get(&id)?;
         let places = numbers.iter().filter_map(|number| {
             let client = state.clients.get(number)?;
-            let has_turned = client.standing.has_turned.load(Ordering::SeqCst);
-            (!has_turned).then(|| state.ready.ahead_of(client.caller, &(client.until, *number), None))
+            let is_demoted = client.standing.is_demoted.load(Ordering::SeqCst);
+            (!is_demoted).then(|| state.ready.ahead_of(client.caller, &(client.until, *number), None))
         });
         places.min()
     }
@@ -256,13 +256,13 @@ impl Order {
     }
 
     /// Records a client that would have waited if its answer could have come in time.
-    pub(super) fn note_declined(&self) {
-        self.0.lock().note_rush();
+    pub(super) fn record_declined(&self) {
+        self.0.lock().record_rush();
     }
 
     /// Turns a client's job ordinary.
-    pub(super) fn turn(&self, waiting: &Waiting) {
-        self.0.lock().turn(waiting.number);
+    pub(super) fn demote(&self, waiting: &Waiting) {
+        self.0.lock().demote(waiting.number);
     }
 }
 
@@ -272,7 +272,7 @@ impl State {
         self.displace(number);
         let Some(client) = self.clients.get_mut(&number) else { return };
         client.standing.is_picked.store(false, Ordering::SeqCst);
-        if client.standing.has_turned.load(Ordering::SeqCst) {
+        if client.standing.is_demoted.load(Ordering::SeqCst) {
             return;
         }
         match job.state {
@@ -308,16 +308,16 @@ impl State {
     }
 
     /// A client can't be answered in time.
-    fn note_rush(&mut self) {
+    fn record_rush(&mut self) {
         let now = Instant::now();
         let since = self.rush.filter(|rush| now - rush.last < RUSH_ENDS_AFTER).map_or(now, |rush| rush.since);
         self.rush = Some(Rush { since, last: now });
     }
 
-    fn turn(&mut self, number: u64) {
+    fn demote(&mut self, number: u64) {
         self.displace(number);
         if let Some(client) = self.clients.get(&number) {
-            client.standing.has_turned.store(true, Ordering::SeqCst);
+            client.standing.is_demoted.store(true, Ordering::SeqCst);
             client.standing.signal.notify_one();
         }
     }
@@ -362,18 +362,18 @@ mod tests {
         let enter = |(n, hold): (u128, &u64)| {
             let waiting =
                 order.enter(JobId::from_u128(n), NonZeroU64::new(caller), kind(None), Instant::now() + seconds(*hold));
-            order.note(&[job(n)], (at(0), Duration::ZERO), |_| false);
+            order.update(&[job(n)], (at(0), Duration::ZERO), |_| false);
             waiting
         };
         (first..).zip(holds).map(enter).collect()
     }
 
     /// So many picks, by the number of the job; 0 for the first of all, a thousand for one that nobody waits for.
-    fn picks(order: &Order, count: usize, needs: u64, unwaited: bool) -> Vec<u128> {
-        let pick = |_| match order.pick(at(0), 5, 1, &Lanes::All, |_, left, _| seconds(needs) <= left, || unwaited) {
+    fn picks(order: &Order, count: usize, needs: u64, background: bool) -> Vec<u128> {
+        let pick = |_| match order.pick(at(0), 5, 1, &Lanes::All, |_, left, _| seconds(needs) <= left, || background) {
             Pick::Job(id) => id.as_u128(),
             Pick::First => 0,
-            Pick::Unwaited => 1_000,
+            Pick::Background => 1_000,
         };
         (0..count).map(pick).collect()
     }
@@ -394,8 +394,8 @@ mod tests {
         let heard = clients[0].signal().notified();
         assert_eq!(picks(&order, 2, 5, false), [2, 0]);
         heard.await;
-        assert!(clients[0].has_turned() && !clients[1].has_turned());
-        order.note(&[job(1)], (at(0), Duration::ZERO), |_| false);
+        assert!(clients[0].is_demoted() && !clients[1].is_demoted());
+        order.update(&[job(1)], (at(0), Duration::ZERO), |_| false);
         assert_eq!(picks(&order, 1, 1, false), [0], "it stays so");
     }
 
@@ -406,7 +406,7 @@ mod tests {
         assert!(!clients[0].is_picked());
         assert_eq!(picks(&order, 1, 5, false), [1]);
         assert!(clients[0].is_picked());
-        order.note(&[job(1)], (at(0), Duration::ZERO), |_| false);
+        order.update(&[job(1)], (at(0), Duration::ZERO), |_| false);
         assert!(!clients[0].is_picked());
     }
 
@@ -415,14 +415,14 @@ mod tests {
         let order: Arc<Order> = Arc::default();
         let _clients = clients(&order, 0, 1, &[40, 20]);
         assert_eq!(order.rush(), None);
-        order.note_declined();
+        order.record_declined();
         tokio::time::advance(seconds(18)).await;
         assert_eq!((order.rush(), picks(&order, 1, 5, false)), (Some(seconds(18)), vec![1]), "the other has 2 s left");
         tokio::time::advance(seconds(29)).await;
         assert_eq!(order.rush(), Some(seconds(47)));
         tokio::time::advance(seconds(1)).await;
         assert_eq!(order.rush(), None);
-        order.note_declined();
+        order.record_declined();
         assert_eq!(order.rush(), Some(Duration::ZERO), "the next rush");
     }
 
@@ -442,7 +442,7 @@ mod tests {
         let order = Arc::default();
         let _clients = clients(&order, 0, 1, &[20]);
         let retried = Job { state: JobState::Queued { run_at: at(3) }, ..job(1) };
-        order.note(&[retried], (at(1), Duration::ZERO), |_| false);
+        order.update(&[retried], (at(1), Duration::ZERO), |_| false);
         assert_eq!(picks(&order, 1, 5, false), [0]);
         let pick = order.pick(at(3), 5, 1, &Lanes::All, |_, left, _| seconds(5) <= left, || false);
         assert_eq!(pick, Pick::Job(JobId::from_u128(1)));
@@ -452,11 +452,11 @@ mod tests {
     async fn a_job_that_is_held_back_has_no_place_until_it_is_let_go() {
         let order = Arc::default();
         let clients = clients(&order, 0, 1, &[10, 20]);
-        order.note(&[job(1)], (at(0), Duration::ZERO), |_| true);
+        order.update(&[job(1)], (at(0), Duration::ZERO), |_| true);
         assert_eq!((order.ready(), picks(&order, 2, 5, false)), (1, vec![2, 0]));
-        order.note(&[job(1)], (at(0), Duration::ZERO), |_| false);
+        order.update(&[job(1)], (at(0), Duration::ZERO), |_| false);
         assert_eq!(picks(&order, 2, 5, false), [1, 0]);
-        assert!(!clients[0].has_turned());
+        assert!(!clients[0].is_demoted());
     }
 
     #[tokio::test(start_paused = true)]
@@ -485,7 +485,7 @@ mod tests {
         let until = Instant::now() + seconds(10);
         let _slow = order.enter(JobId::from_u128(1), None, kind(Some("slow")), until);
         let _quick = order.enter(JobId::from_u128(2), None, kind(None), until);
-        order.note(&[job(1), job(2)], (at(0), Duration::ZERO), |_| false);
+        order.update(&[job(1), job(2)], (at(0), Duration::ZERO), |_| false);
         let is_met = |kind: &Kind, _, is_contested: bool| kind.model.is_none() || !is_contested;
         assert_eq!(
             order.pick(at(0), 5, 1, &Lanes::All, is_met, || false),
@@ -493,14 +493,14 @@ mod tests {
             "it is the surer one"
         );
         let _slow = order.enter(JobId::from_u128(3), None, kind(Some("slow")), until);
-        order.note(&[job(3)], (at(0), Duration::ZERO), |_| false);
+        order.update(&[job(3)], (at(0), Duration::ZERO), |_| false);
         assert_eq!(
             order.pick(at(0), 5, 1, &Lanes::All, is_met, || false),
             Pick::Job(JobId::from_u128(3)),
             "it is the only one"
         );
         let _both = [4, 5].map(|n| order.enter(JobId::from_u128(n), None, kind(Some("slow")), until));
-        order.note(&[job(4), job(5)], (at(0), Duration::ZERO), |_| false);
+        order.update(&[job(4), job(5)], (at(0), Duration::ZERO), |_| false);
         assert_eq!(
             order.pick(at(0), 5, 2, &Lanes::All, is_met, || false),
             Pick::Job(JobId::from_u128(4)),

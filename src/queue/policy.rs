@@ -41,7 +41,7 @@ pub struct Policy {
     /// Most submissions and retries a minute of one caller; `None` is no limit.
     pub submits_per_minute: Option<NonZeroU32>,
     /// One in so many claims goes to jobs whose clients did not ask to wait, even while other clients wait.
-    pub ordinary_share: u32,
+    pub background_share: u32,
     /// How often a job is tried again.
     pub retries: RetryBounds,
     /// Estimates what an attempt of unknown outcome may have cost.
@@ -49,7 +49,7 @@ pub struct Policy {
     /// What the limits on calls allow at the moment.
     pub allowance: Allowances,
     /// Tells which jobs ask the same: of those only one is asked at a time, and its answer is that of all.
-    pub identify: Identify,
+    pub dedup_key: Identify,
     /// For how long an answer is reused for the same question. Zero turns this off.
     pub cache_for: Duration,
     /// How long an idempotency key is in force.
@@ -76,7 +76,7 @@ impl Policy {
             max_scheduled: usize::MAX,
             max_pending_per_caller: usize::MAX,
             submits_per_minute: None,
-            ordinary_share: 5,
+            background_share: 5,
             retries: RetryBounds {
                 other: 0,
                 connect: 0,
@@ -91,7 +91,7 @@ impl Policy {
                 is_exhausted: false,
                 hold: None,
             }),
-            identify: Arc::new(|_, _, _| None),
+            dedup_key: Arc::new(|_, _, _| None),
             cache_for: Duration::ZERO,
             idempotency_window: Duration::from_hours(1),
             lease: Duration::from_secs(30),

@@ -111,9 +111,9 @@ impl Queue {
     ) -> bool {
         let interactive = self.0.order.ahead_of(by, until);
         // One in so many claims is for another job.
-        let has_background = self.0.board.ready(Some(List::Unwaited)) > 0;
-        let share = self.0.policy.ordinary_share as usize;
-        let share = if has_background { share } else { share * order::TURNED_SHARE as usize };
+        let has_background = self.0.board.ready(Some(List::Background)) > 0;
+        let share = self.0.policy.background_share as usize;
+        let share = if has_background { share } else { share * order::DEMOTED_SHARE as usize };
         let others = interactive / share.saturating_sub(1).max(1);
         let figures = self.0.figures(interactive + others, if has_background { others } else { 0 });
         let allowance = allowance();
@@ -125,7 +125,7 @@ impl Queue {
         let is_met = self.0.is_met(&expectation, wanted.saturating_sub(start + slack), is_contested);
         // Not a rush: calls that are held, and a client that wants less than an answer takes.
         if !is_met && allowance.hold.is_none() && self.0.is_met(&expectation, wanted, false) {
-            self.0.order.note_declined();
+            self.0.order.record_declined();
         }
         is_met
     }
@@ -162,7 +162,7 @@ impl Queue {
         let is_replay = self.is_replay(key.as_ref(), now).await?;
         let hold_until = wait.and_then(|(until, hold)| hold(job.question, &submission.request).then_some(until));
         let request = Arc::new(submission.request);
-        if !is_replay && let Some(answered) = self.answered_before(&job, &request, now).await {
+        if !is_replay && let Some(answered) = self.cached_answer(&job, &request, now).await {
             return Ok((self.accept_answered(answered).await?, None));
         }
         let arrivals = if is_replay { Arrivals::default() } else { self.admit(&[&job])? };
@@ -201,7 +201,7 @@ impl Queue {
     }
 
     /// The job at its end, if it asks what has been answered lately.
-    async fn answered_before(&self, job: &Job, request: &Arc<JobRequest>, now: Timestamp) -> Option<JobRecord> {
+    async fn cached_answer(&self, job: &Job, request: &Arc<JobRequest>, now: Timestamp) -> Option<JobRecord> {
         if self.0.policy.cache_for.is_zero() || job.is_timed {
             return None;
         }
@@ -231,16 +231,16 @@ impl Queue {
             let record = self.0.store.get(*id).await?.ok_or(QueueError::Removed(*id))?;
             return Ok(Accepted { record, replayed: true });
         }
-        self.note_answered_before(&record.job);
+        self.record_cached_answer(&record.job);
         // With what is owed to its callback URL by now.
         let record = if record.delivery.is_some() { self.0.get(record.job.id).await? } else { record };
         Ok(Accepted { record, replayed: false })
     }
 
-    fn note_answered_before(&self, job: &Job) {
+    fn record_cached_answer(&self, job: &Job) {
         self.0.metrics.jobs_submitted.inc();
         self.0.metrics.answers_cached.inc();
-        self.0.note_end(job, self.0.now());
+        self.0.record_end(job, self.0.now());
     }
 
     /// Accepts jobs that belong together, all or none: they are on disk when this returns. `key` names them as a whole:
@@ -265,7 +265,7 @@ impl Queue {
             submission.request.depth = submission.request.depth.resolved(false);
             let job = self.new_job(&submission, keys.next(), false, now);
             let request = Arc::new(submission.request);
-            let answered = if is_replay { None } else { self.answered_before(&job, &request, now).await };
+            let answered = if is_replay { None } else { self.cached_answer(&job, &request, now).await };
             jobs.push(answered.unwrap_or_else(|| JobRecord::fresh(job, request)));
         }
         let accepted: Vec<Job> = jobs.iter().map(|record| record.job.clone()).collect();
@@ -282,7 +282,7 @@ impl Queue {
         }
         for job in &accepted {
             if job.state.is_final() {
-                self.note_answered_before(job);
+                self.record_cached_answer(job);
             } else {
                 self.0.metrics.jobs_submitted.inc();
             }
@@ -368,7 +368,7 @@ impl Queue {
         job.model = submission.request.model.as_deref().map(ModelKey::of);
         job.waited_for = is_waited_for;
         if !wants_its_own {
-            let question = (self.0.policy.identify)(request, is_waited_for, now);
+            let question = (self.0.policy.dedup_key)(request, is_waited_for, now);
             job.question = question.filter(|question| !self.0.board.is_crowded(*question));
         }
         job

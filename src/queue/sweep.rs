@@ -107,7 +107,7 @@ impl WorkQueue {
 
     /// Records whether the store's file is where its path says. While it is not, no job is accepted and no call is made:
     /// what is written could not be found again.
-    pub fn note_folder(&self, is_gone: bool) {
+    pub fn record_folder(&self, is_gone: bool) {
         match (self.0.bounds.is_folder_gone.swap(is_gone, Ordering::Relaxed), is_gone) {
             (false, true) => error!("{}", Refused::FolderGone),
             (true, false) => {
@@ -119,7 +119,7 @@ impl WorkQueue {
     }
 
     /// Tells the queue how much space the disk has, and how much it should have at least.
-    pub fn note_disk_space(&self, free_bytes: u64, floor_bytes: u64) {
+    pub fn record_disk_space(&self, free_bytes: u64, floor_bytes: u64) {
         match self.0.bounds.disk_space.note(free_bytes, floor_bytes) {
             (None, Some(shortage)) => error!("no jobs are accepted: {shortage}"),
             (Some(_), None) => info!(disk.free_bytes = free_bytes, "enough disk space again: jobs are accepted"),

@@ -490,7 +490,7 @@ impl World {
             keep_finished_for: Duration::from_hours(1),
             max_finished: 10,
             max_pending: MAX_PENDING,
-            identify: Arc::new(|request, _, _| asked(request)),
+            dedup_key: Arc::new(|request, _, _| asked(request)),
             ..Policy::plain()
         };
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
@@ -546,8 +546,8 @@ impl World {
             return self.jobs.get_mut(place);
         }
         let ready = |job: &Expected| job.is_ready(&under_way, &clock);
-        let unwaited = pick == Pick::Unwaited && self.jobs.iter().any(|job| ready(job) && !job.waited_for);
-        let may = |job: &&mut Expected| ready(job) && !(unwaited && job.waited_for);
+        let background = pick == Pick::Background && self.jobs.iter().any(|job| ready(job) && !job.waited_for);
+        let may = |job: &&mut Expected| ready(job) && !(background && job.waited_for);
         let callers = self.jobs.iter_mut().filter(may).map(|job| job.caller());
         let (turn, caller) = callers.map(|caller| (self.turns[&caller], caller)).min()?;
         self.turns.insert(caller, turn.max(self.turn) + 1);
@@ -1385,7 +1385,7 @@ async fn in_a_rush_the_estimate_of_other_jobs_counts_their_share_and_the_time_af
     assert_eq!((seconds(&declined.job), outlook(&queue, &declined.job).position), (40, Some(3)));
     for _ in 0..10 {
         tokio::time::advance(Duration::from_secs(20)).await;
-        queue.0.order.note_declined();
+        queue.0.order.record_declined();
     }
     // The rush is likely to last 100 s more, which are ten claims. The running attempt may end at any moment.
     assert_eq!(seconds(&second), 50, "one claim in five is for such jobs");
@@ -1575,7 +1575,7 @@ async fn each_caller_has_its_own_bound_by_name_or_by_address() {
 async fn sharing() -> (Queue, Clock) {
     let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
     let policy = Policy {
-        identify: Arc::new(|request, _, _| caller::named(&request.query)),
+        dedup_key: Arc::new(|request, _, _| caller::named(&request.query)),
         cache_for: Duration::from_mins(1),
         lease: Duration::from_hours(1),
         ..Policy::plain()
@@ -1740,7 +1740,7 @@ async fn first_of(queue: &Queue) -> Claim {
 #[tokio::test]
 async fn a_job_that_was_stored_while_its_answer_was_gets_it_without_a_call() {
     let clock = Clock::system();
-    let policy = Policy { identify: Arc::new(|_, _, _| NonZeroU64::new(7)), ..Policy::plain() };
+    let policy = Policy { dedup_key: Arc::new(|_, _, _| NonZeroU64::new(7)), ..Policy::plain() };
     let queue = Queue::in_memory(&clock, &policy).await;
     let [first, second] = [0, 1].map(|_| queue.enqueue(Submission::default()));
     let (first, second) = (first.await.unwrap().record.job.id, second.await.unwrap().record.job.id);

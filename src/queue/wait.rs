@@ -15,11 +15,11 @@ use crate::job::{Job, JobId, JobRequest, JobState};
 
 /// Clients that wait for jobs, one signal a job, however many wait for it.
 #[derive(Debug, Default)]
-pub(super) struct Waiters(Mutex<HashMap<JobId, Waited>>);
+pub(super) struct Waiters(Mutex<HashMap<JobId, Signal>>);
 
 /// A job that is waited for.
 #[derive(Debug, Default)]
-struct Waited {
+struct Signal {
     /// Counted under the lock: the signal's own count of owners still falls after that is released.
     clients: usize,
     signal: Arc<Notify>,
@@ -78,11 +78,11 @@ impl Drop for Interest {
 
 /// The attempts under way in this process.
 #[derive(Debug, Default)]
-pub(super) struct Running(Mutex<HashMap<JobId, UnderWay>>);
+pub(super) struct Running(Mutex<HashMap<JobId, RunningAttempt>>);
 
 /// An attempt under way.
 #[derive(Debug)]
-struct UnderWay {
+struct RunningAttempt {
     attempt: u32,
     lost: CancellationToken,
     draft: Arc<Draft>,
@@ -90,7 +90,7 @@ struct UnderWay {
     is_waited_for: bool,
 }
 
-impl UnderWay {
+impl RunningAttempt {
     fn kind(&self) -> Kind {
         Kind::of(&self.request, self.is_waited_for)
     }
@@ -98,7 +98,7 @@ impl UnderWay {
 
 /// An attempt's stay in this process; ends when dropped, and so with a worker that panics.
 #[derive(Debug)]
-pub(super) struct Stay {
+pub(super) struct AttemptSlot {
     running: Arc<Running>,
     id: JobId,
     attempt: u32,
@@ -112,10 +112,10 @@ impl Running {
         request: Arc<JobRequest>,
         lost: CancellationToken,
         draft: Arc<Draft>,
-    ) -> Stay {
+    ) -> AttemptSlot {
         let (id, attempt, is_waited_for) = (job.id, job.attempt, job.waited_for);
-        self.0.lock().insert(id, UnderWay { attempt, lost, draft, request, is_waited_for });
-        Stay { running: Arc::clone(self), id, attempt }
+        self.0.lock().insert(id, RunningAttempt { attempt, lost, draft, request, is_waited_for });
+        AttemptSlot { running: Arc::clone(self), id, attempt }
     }
 
     /// Whether this very attempt is under way here.
@@ -130,7 +130,7 @@ impl Running {
 
     /// The kind of the answer to the job's attempt, if one is under way.
     pub(super) fn kind(&self, id: JobId) -> Option<Kind> {
-        self.0.lock().get(&id).map(UnderWay::kind)
+        self.0.lock().get(&id).map(RunningAttempt::kind)
     }
 
     /// The kind and the progress of every attempt.
@@ -169,7 +169,7 @@ impl Running {
 
     /// Stops the attempt that believes to own the job, if `job` says that it does not (any more).
     pub(super) fn check(&self, job: &Job) {
-        if let Some(UnderWay { attempt, lost, .. }) = self.0.lock().get(&job.id) {
+        if let Some(RunningAttempt { attempt, lost, .. }) = self.0.lock().get(&job.id) {
             let owns = matches!(job.state, JobState::Running { .. }) && job.attempt == *attempt;
             // An older state than the attempt's own claim says nothing of it.
             if !owns && job.attempt >= *attempt {
@@ -179,7 +179,7 @@ impl Running {
     }
 }
 
-impl Drop for Stay {
+impl Drop for AttemptSlot {
     fn drop(&mut self) {
         self.running.end(self.id, self.attempt);
     }

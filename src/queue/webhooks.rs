@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Operations, QueueError, note_caller};
+use super::{Operations, QueueError, add_caller_digest};
 use crate::job::{JobId, JobPage, JobRecord, Listing, caller::Caller};
 
 impl Operations {
@@ -12,7 +12,7 @@ impl Operations {
     /// # Errors
     /// [`QueueError::Unavailable`].
     pub async fn failing_webhooks(&self, mut listing: Listing) -> Result<JobPage, QueueError> {
-        note_caller(&mut listing.filter);
+        add_caller_digest(&mut listing.filter);
         Ok(self.0.outbox.failing(listing).await?)
     }
 

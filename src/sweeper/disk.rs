@@ -52,11 +52,11 @@ impl DiskWatch {
         let (folder, path) = (self.folder.clone(), self.path.clone());
         // A look at a file system of another host may take its time.
         match tokio::task::spawn_blocking(move || (file_id(&path), space(folder))).await {
-            Ok((file, _)) if file != self.file => queue.note_folder(true),
+            Ok((file, _)) if file != self.file => queue.record_folder(true),
             Ok((_, Ok((free, total)))) => {
-                queue.note_folder(false);
+                queue.record_folder(false);
                 self.metrics.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
-                queue.note_disk_space(free, if self.has_floor { FLOOR_BYTES.min(total / FLOOR_PART) } else { 0 });
+                queue.record_disk_space(free, if self.has_floor { FLOOR_BYTES.min(total / FLOOR_PART) } else { 0 });
             }
             // Not knowing is no reason to refuse: the store itself finds out.
             Ok((_, Err(error))) => warn!(%error, folder = %self.folder.display(), "failed to read the free disk space"),

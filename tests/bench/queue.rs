@@ -88,7 +88,7 @@ async fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn Store>, Can
         max_scheduled: usize::MAX,
         max_pending_per_caller: usize::MAX,
         submits_per_minute: None,
-        ordinary_share: 5,
+        background_share: 5,
         retries: RetryBounds {
             other: 3,
             connect: 30,
@@ -97,7 +97,7 @@ async fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn Store>, Can
             give_back_for: Duration::from_hours(72),
         },
         estimate_risk: Arc::new(|_| AtRisk { input_tokens: 0, output_tokens: 0, nanodollars: None }),
-        identify: Arc::new(|_, _, _| None),
+        dedup_key: Arc::new(|_, _, _| None),
         cache_for: Duration::ZERO,
         idempotency_window: Duration::from_hours(24),
         lease: Duration::from_secs(600),

@@ -182,7 +182,7 @@ impl World {
             }
             Met::MaxScheduled => drop(queue.enqueue(others(true)).await.unwrap()),
             Met::PerCaller | Met::SubmitsPerMinute => drop(queue.enqueue(submission(false)).await.unwrap()),
-            Met::DiskFloor => queue.work().note_disk_space(0, 80 * MIB),
+            Met::DiskFloor => queue.work().record_disk_space(0, 80 * MIB),
         }
         World { queue, cancelled }
     }
@@ -205,7 +205,7 @@ impl World {
                 let entry = audit.record(action, None).await.unwrap();
                 let until = Instant::now() + Duration::from_secs(30);
                 let bulk = Bulk { action: Action::Retry, filter: JobFilter::default(), cursor: None, until };
-                queue.operations().act(&bulk, (&audit, &entry)).await.map(drop)
+                queue.operations().apply(&bulk, (&audit, &entry)).await.map(drop)
             }
             Route::Import => {
                 let Submission { request, run_at, .. } = submission(later);

@@ -105,9 +105,10 @@ fn a_claim_takes_the_job_that_is_picked_or_the_first() {
 fn jobs_that_nobody_asked_to_wait_for_go_first_where_wanted() {
     let waited = |n| Job { waited_for: true, ..job(n) };
     let world = World::new([waited(0), waited(1), job(2), job(3)]);
-    assert_eq!((world.board.ready(None), world.board.ready(Some(List::Unwaited))), (4, 2));
-    assert_eq!(world.board.ahead_of(&job(3)), Ahead { all: 3, unwaited: 1 });
-    let picks = [Pick::Unwaited, Pick::First, Pick::Unwaited, Pick::Unwaited].map(|pick| world.claim(pick).unwrap());
+    assert_eq!((world.board.ready(None), world.board.ready(Some(List::Background))), (4, 2));
+    assert_eq!(world.board.ahead_of(&job(3)), Ahead { all: 3, background: 1 });
+    let picks =
+        [Pick::Background, Pick::First, Pick::Background, Pick::Background].map(|pick| world.claim(pick).unwrap());
     assert_eq!(picks.to_vec(), ids([2, 0, 3, 1]), "the last rather than none");
 }
 
@@ -177,16 +178,16 @@ fn jobs_that_ask_the_same_are_held_back_while_one_of_them_runs() {
     assert_eq!((proposal.job.id, world.board.ready(None)), (job(0).id, 2), "from the proposal on");
     let moved = world.apply(job(0).id, &claim());
     assert_eq!(moved.jobs.iter().map(|job| job.id).collect::<Vec<_>>(), ids([1, 2]));
-    assert_eq!(moved.held_back, HashSet::from_iter(ids([1, 2])));
+    assert_eq!(moved.blocked, HashSet::from_iter(ids([1, 2])));
     assert_eq!(world.claim(Pick::Job(job(2).id)), Some(job(4).id), "not even by name");
-    assert!(world.board.is_held_back(job(1).id) && !world.board.is_held_back(job(3).id));
+    assert!(world.board.is_blocked(job(1).id) && !world.board.is_blocked(job(3).id));
     world.pass(25);
     assert!(world.board.overdue(9).is_empty(), "its deadline waits too");
     assert_eq!(world.board.followers(job(0).id), ids([1, 2, 3]));
 
     let release = JobEvent::Release { attempt: 1, run_at: at(35), is_demoted: false, report: Arc::default() };
     let moved = world.apply(job(0).id, &release);
-    assert_eq!((moved.jobs.len(), moved.held_back.len()), (2, 0));
+    assert_eq!((moved.jobs.len(), moved.blocked.len()), (2, 0));
     assert_eq!(world.board.overdue(9).iter().map(|job| job.id).collect::<Vec<_>>(), ids([1]));
     assert_eq!(world.claim_all(), ids([0, 5]));
     world.pass(15);
@@ -272,7 +273,7 @@ fn a_job_arrives_claimed_only_if_no_other_is_ready_or_asks_the_same() {
     let (first, arrivals) = arrive(&asking(0, 7));
     assert!(first && !arrive(&asking(1, 7)).0 && arrive(&asking(2, 8)).0);
     world.feed([asking(3, 7)]);
-    assert!(world.board.is_held_back(job(3).id));
+    assert!(world.board.is_blocked(job(3).id));
     drop(arrivals);
     assert_eq!(world.board.ready(None), 1, "it never arrived");
     assert!(!arrive(&asking(4, 9)).0, "another one can be claimed");
@@ -296,7 +297,7 @@ fn a_reset_board_is_as_one_that_heard_of_every_change() {
     world.board.reset(&pending().map(Arc::new), ended);
     drop(proposal);
     assert_eq!((world.board.ready(None), world.board.counts().succeeded), (2, 1));
-    assert!(world.board.is_held_back(job(1).id) && world.board.get(job(3).id).is_none());
+    assert!(world.board.is_blocked(job(1).id) && world.board.get(job(3).id).is_none());
     assert!(admit(&world, 20..24).is_err(), "one has arrived and one still arrives");
     drop(arrivals);
     assert!(admit(&world, 20..24).is_ok());

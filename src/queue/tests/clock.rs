@@ -64,7 +64,7 @@ impl Jobs {
             keep_finished_for: Duration::from_hours(24 * 30),
             idempotency_window: IdempotencyKey::WINDOW,
             lease: LEASE,
-            identify: Arc::new(|request, _, _| asked(request)),
+            dedup_key: Arc::new(|request, _, _| asked(request)),
             ..Policy::plain()
         };
         let (folder, metrics) = (folder(), Metrics::new());

@@ -116,7 +116,7 @@ async fn run(questions: &[(u64, u64)]) -> Seen {
             events.push(Reverse((now + times[&id], Event::Ends(id))));
             running.insert(id, claim);
         }
-        for (id, _) in waiting.extract_if(|_, hold| hold.has_turned()) {
+        for (id, _) in waiting.extract_if(|_, hold| hold.is_demoted()) {
             seen.held_in_vain += 1;
             told.insert(id, (now, outlook(&queue, &queue.find(id).await.unwrap()).eta_seconds.unwrap()));
         }
