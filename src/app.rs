@@ -1,6 +1,6 @@
 //! The composition root: builds the parts from the settings, starts them in order, drains them in order.
 //!
-//! Start: prompts → listener → store → keys, webhooks, server → orphans of a crash are ended → workers, sweeper → HTTP.
+//! Start: prompts → listener → store → keys, webhooks, server → orphans of a crash are ended → dispatcher, sweeper → HTTP.
 //! Everything that can fail comes before the first claim and the first request, except for the lookup of the models.
 //! Stop: no more requests and claims → attempts get SHUTDOWN_GRACE → store closed.
 //!
@@ -313,7 +313,7 @@ async fn recover(queue: &WorkQueue) -> Result<(), QueueError> {
     Ok(())
 }
 
-/// Starts the workers and all background tasks.
+/// Starts the dispatcher and all background tasks.
 async fn start_tasks(
     worker: &Worker,
     workers: usize,

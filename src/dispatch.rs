@@ -9,16 +9,19 @@
 mod prefetch;
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{Arc, Weak},
     time::Duration,
 };
 
+use futures_util::FutureExt;
+use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
-use tracing::debug;
+use tracing::{debug, error};
 
 use self::prefetch::Prefetch;
 use crate::{
@@ -43,6 +46,8 @@ struct Inner<A> {
     worker: Worker<A>,
     /// One for each job that is being claimed, called for or settled.
     slots: Arc<Semaphore>,
+    /// No job is claimed before: the store was unavailable.
+    retry_at: Mutex<Instant>,
     prefetch: Prefetch,
     tracker: TaskTracker,
 }
@@ -67,19 +72,28 @@ impl<A: Analyst> Dispatcher<A> {
     /// all attempts to their end.
     pub fn start(worker: Worker<A>, calls: usize, tracker: &TaskTracker) {
         let slots = Arc::new(Semaphore::new(JOBS_PER_CALL * calls));
-        let inner = Inner { worker, slots, prefetch: Prefetch::default(), tracker: tracker.clone() };
-        let dispatcher = Dispatcher(Arc::new(inner));
+        let (retry_at, prefetch) = (Mutex::new(Instant::now()), Prefetch::default());
+        let dispatcher = Dispatcher(Arc::new(Inner { worker, slots, retry_at, prefetch, tracker: tracker.clone() }));
         let standby: Weak<dyn Standby> = Arc::downgrade(&dispatcher.0) as _;
         dispatcher.0.worker.queue.set_standby(standby);
         tracker.spawn(async move {
-            let closing = dispatcher.0.worker.closing.clone();
-            closing.run_until_cancelled(dispatcher.run()).await;
+            let Worker { closing, metrics, .. } = &dispatcher.0.worker;
+            // Without it no job would be claimed any more.
+            while let Some(Err(_)) =
+                closing.run_until_cancelled(AssertUnwindSafe(dispatcher.run()).catch_unwind()).await
+            {
+                metrics.panics.inc();
+                error!("the dispatcher panicked; it goes on");
+                closing.run_until_cancelled(tokio::time::sleep(CLAIM_RETRY)).await;
+            }
         });
     }
 
     async fn run(&self) {
         let Inner { worker: Worker { queue, limits, .. }, slots, tracker, .. } = &*self.0;
         loop {
+            let retry_at = *self.0.retry_at.lock();
+            tokio::time::sleep_until(retry_at).await;
             queue.until_ready().await;
             let Ok(slot) = Arc::clone(slots).acquire_owned().await else { return };
             let permit = limits.permit(|| queue.ready_lanes(), queue.ready()).await;
@@ -101,9 +115,8 @@ impl<A: Analyst> Dispatcher<A> {
             }
             Ok(None) => {}
             Err(error) => {
-                drop(permit);
                 debug!(%error, "failed to claim a job; trying again");
-                tokio::time::sleep(CLAIM_RETRY).await;
+                *self.0.retry_at.lock() = Instant::now() + CLAIM_RETRY;
             }
         }
     }
@@ -117,12 +130,13 @@ impl<A: Analyst> Dispatcher<A> {
 
 impl<A: Analyst> Standby for Inner<A> {
     fn reserve(self: Arc<Self>, lane: Lane) -> Option<Box<dyn Reserved>> {
+        // Before the check, so that a stop that begins here waits for it.
+        let token = self.tracker.token();
         if self.worker.closing.is_cancelled() {
             return None;
         }
         let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;
         let permit = self.worker.limits.try_permit(lane)?;
-        let token = self.tracker.token();
         Some(Box::new(Place { dispatcher: Dispatcher(self), slot, permit, _token: token }))
     }
 }

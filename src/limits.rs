@@ -11,7 +11,7 @@
 //! Anthropic's limits, overloads and most failures concern one model, so each model has its own. Only the account's gate,
 //! the number of workers and the budget are common to all. Jobs whose model can't be called are passed over.
 //!
-//! A worker first gets a [`Permit`] and then claims a job, so jobs wait in the queue. A permit reserves a call of each model
+//! A job is claimed only once there is a [`Permit`] for its call, so jobs wait in the queue. A permit reserves a call of each model
 //! that ready jobs need and that may be called ([`Permit::lanes`]): first the tokens that a call usually needs, then the likely
 //! need of its text. At the end it is settled with what was used.
 //!
@@ -141,7 +141,7 @@ impl Limits {
         let (inner, now, in_use) = (&self.0, Instant::now(), (self.0.in_use)());
         let mut state = inner.state.lock();
         let is_account_probe = state.account.admit(now)?;
-        // Another worker may have taken the last job.
+        // The last job may have been cancelled.
         let ready = if ready.is_empty() { &[None][..] } else { ready };
         let keys: BTreeSet<ModelKey> = ready.iter().map(|lane| lane.unwrap_or(in_use)).collect();
         let Admitted { models, is_ahead, mut refusal } = state.admit(&keys, is_account_probe, now);

@@ -36,7 +36,7 @@ use utoipa::ToSchema;
 
 use self::{
     message::{Message, TestMessage},
-    secrets::Secrets,
+    secrets::{CallerSecrets, Secrets},
     slots::{MAX_PER_HOST, Slots},
 };
 use crate::{
@@ -49,6 +49,7 @@ use crate::{
     },
     metrics::{Metrics, kind},
     queue::{Queue, QueueError},
+    registry::Unavailable,
     store::{Due, Outbox},
     telemetry::{Span, TRACEPARENT},
 };
@@ -87,7 +88,7 @@ pub struct Webhooks {
 struct Outgoing<'a> {
     url: &'a str,
     id: String,
-    caller: Option<&'a str>,
+    secrets: &'a CallerSecrets,
     body: String,
     traceparent: Option<String>,
 }
@@ -141,20 +142,24 @@ impl Webhooks {
     }
 
     /// Sends a test message of `caller` at once and waits for the receiver's answer. `None` if too many are being sent.
-    pub async fn test(&self, caller: Option<&str>, url: &str) -> Option<Tested> {
-        let _slot = self.tests.try_acquire().ok()?;
+    ///
+    /// # Errors
+    /// [`Unavailable`] if the caller's secrets can't be read.
+    pub async fn test(&self, caller: Option<&str>, url: &str) -> Result<Option<Tested>, Unavailable> {
+        let Ok(_slot) = self.tests.try_acquire() else { return Ok(None) };
+        let secrets = &self.secrets.of(caller).await?;
         let id = format!("msg_test_{:032x}", rand::random::<u128>());
         let wall = self.queue.wall();
         let body = serde_json::to_string(&TestMessage::new(caller, url, wall)).unwrap_or_default();
         let started = Instant::now();
-        let sent = self.send(Outgoing { url, id: id.clone(), caller, body, traceparent: None }, wall).await;
+        let sent = self.send(Outgoing { url, id: id.clone(), secrets, body, traceparent: None }, wall).await;
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let (http_status, error) = match sent {
             Ok(answer) => (Some(answer.status().as_u16()), None),
             Err(error) => (None, Some(error)),
         };
         info!(webhook.id = id, http.status = http_status, error, "test webhook sent");
-        Some(Tested { id, accepted: matches!(http_status, Some(200..=299)), http_status, error, duration_ms })
+        Ok(Some(Tested { id, accepted: matches!(http_status, Some(200..=299)), http_status, error, duration_ms }))
     }
 
     /// Sends until `closing` is cancelled, and ends once what is under way then has been answered.
@@ -163,7 +168,8 @@ impl Webhooks {
         let mut slots = Slots::default();
         while !closing.is_cancelled() {
             // Those under way stay due until their outcome is written.
-            for due in slots.take(self.due().await, Instant::now()) {
+            let Some(due) = closing.run_until_cancelled(self.due()).await else { break };
+            for due in slots.take(due, Instant::now()) {
                 let (webhooks, id) = (self.clone(), due.job);
                 // It comes back with its id whatever happens: else the job would stay under way for ever.
                 sending.spawn(async move {
@@ -209,8 +215,8 @@ impl Webhooks {
 
     /// Sends a job's message once and records the outcome. False if its receiver did not answer.
     async fn deliver(&self, id: JobId) -> bool {
-        let record = match self.queue.get(id).await {
-            Ok(record) => record,
+        let (record, secrets) = match self.load(id).await {
+            Ok(loaded) => loaded,
             Err(QueueError::NotFound(_)) => return true,
             Err(error) => {
                 warn!(job.id = %id, %error, "failed to load a webhook; trying again");
@@ -228,16 +234,30 @@ impl Webhooks {
         let body = serde_json::to_string(&message).unwrap_or_default();
         let span = Span::sender("webhook", record.request.traceparent.as_deref());
         span.note("job.id", id.to_string());
-        span.scope(self.attempt(&record, delivery, body, &span)).await
+        span.scope(self.attempt(&record, &secrets, delivery, body, &span)).await
+    }
+
+    /// What a job's message needs, before a try is made: a store that can't be read is no failure of the receiver.
+    async fn load(&self, id: JobId) -> Result<(JobRecord, CallerSecrets), QueueError> {
+        let record = self.queue.get(id).await?;
+        let secrets = self.secrets.of(record.request.caller.as_deref()).await?;
+        Ok((record, secrets))
     }
 
     /// One try, as a step of the question's trace. False if the receiver did not answer.
-    async fn attempt(&self, record: &JobRecord, delivery: Delivery, body: String, span: &Span) -> bool {
+    async fn attempt(
+        &self,
+        record: &JobRecord,
+        secrets: &CallerSecrets,
+        delivery: Delivery,
+        body: String,
+        span: &Span,
+    ) -> bool {
         let (id, at, wall) = (record.job.id, self.queue.now(), self.queue.wall());
         let outgoing = Outgoing {
             url: record.request.callback_url.as_deref().unwrap_or_default(),
             id: delivery.message_id(id),
-            caller: record.request.caller.as_deref(),
+            secrets,
             body,
             traceparent: span.traceparent(),
         };
@@ -268,11 +288,11 @@ impl Webhooks {
 
     /// The head of the receiver's answer, or why there is no answer.
     async fn send(&self, outgoing: Outgoing<'_>, wall: Timestamp) -> Result<reqwest::Response, String> {
-        let Outgoing { url, id, caller, body, traceparent } = outgoing;
+        let Outgoing { url, id, secrets, body, traceparent } = outgoing;
         // Checked again, because the setting may have changed since the job was accepted.
         let url = self.callbacks.check(url).map_err(|why| format!("the callback URL {why}"))?;
         let seconds = wall.as_millis().div_euclid(1_000);
-        let signatures = self.secrets.sign(caller, &id, seconds, &body).await.map_err(|error| error.to_string())?;
+        let signatures = secrets.sign(&id, seconds, &body);
         let mut request = self
             .http
             .post(url)

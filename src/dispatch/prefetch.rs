@@ -1,7 +1,7 @@
 //! How long claims and calls take, and so how many jobs to claim before a call has ended.
 //!
-//! A claim is on disk before its call is made. On a slow disk, a worker that claims only once it is free does nothing
-//! meanwhile: at 0.1 s for a claim and 2 s for a call, a twentieth of all calls.
+//! A claim is on disk before its call is made. On a slow disk, claiming a job only once a call has ended leaves
+//! Claude idle meanwhile: at 0.1 s for a claim and 2 s for a call, a twentieth of all calls.
 
 use std::time::Duration;
 

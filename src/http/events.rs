@@ -192,7 +192,7 @@ impl EventStream {
     /// The heartbeat: the job's new outlook, or a comment.
     async fn beat(&mut self) -> Event {
         let nothing = Event::default().comment("");
-        let Ok(job) = self.api.queue.find(self.id).await else { return nothing };
+        let Ok(Ok(job)) = timeout_at(self.ends_at, self.api.queue.find(self.id)).await else { return nothing };
         let outlook = self.api.outlook(&job, &self.kind);
         // The follower sends a changed status.
         if outlook == self.outlook || Some(job.status(self.api.queue.now())) != self.follower.seen().status {

@@ -83,10 +83,9 @@ impl FromRequestParts<Arc<Api>> for Id {
             let detail = "the id in the path is not a UUID, for example 019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
             Problem::new(INVALID_JOB_ID, detail)
         })?;
-        // The handler answers an unknown id, in the same words.
         if caller.scope < Scope::Admin {
             match api.queue.is_of(id, caller.name.as_deref()).await {
-                Ok(true) | Err(QueueError::NotFound(_)) => {}
+                Ok(true) => {}
                 Ok(false) => return Err(QueueError::NotFound(id).into()),
                 Err(error) => return Err(error.into()),
             }

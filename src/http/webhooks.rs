@@ -176,7 +176,7 @@ pub(super) async fn test(
     api.show_quota(by);
     charged?;
     let busy = || Problem::new(SERVER_BUSY, "too many test webhooks are being sent; try again soon");
-    let tested = api.webhooks.test(name.as_deref(), &url).await;
+    let tested = api.webhooks.test(name.as_deref(), &url).await?;
     tested.map(Json).ok_or_else(|| busy().retry_after(TEST_RETRY_AFTER))
 }
 

@@ -35,7 +35,7 @@ pub struct Permit {
 #[derive(Debug)]
 pub struct BudgetShare {
     pub(super) shared: Arc<Inner>,
-    // Dropped before the waiting workers are woken.
+    // Dropped before those who wait are woken.
     pub(super) reservation: Option<Reservation>,
 }
 

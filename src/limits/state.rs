@@ -124,7 +124,7 @@ impl State {
 
     /// Lets permits given ahead make their calls, as far as more calls may be under way.
     pub(super) fn release_ahead(&mut self) {
-        // Closed ones belong to workers that gave up.
+        // Closed ones belong to attempts that ended.
         self.models.values_mut().for_each(|model| model.ahead.retain(|signal| !signal.is_closed()));
         let mut room = self.workers.saturating_sub(self.calling());
         for model in self.models.values_mut() {

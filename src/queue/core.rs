@@ -80,12 +80,14 @@ impl Inner {
     }
 
     /// Cancels a job, with what its attempt may cost if one is under way. The store refuses a cancel that does not know of
-    /// the attempt, because a worker claimed the job in this moment: then the next try knows.
+    /// the attempt, because the job was claimed in this moment: then the next try knows.
     pub(super) async fn give_up(&self, id: JobId) -> Result<Job, StoreError> {
         loop {
             let at_risk = self.at_risk(id).await;
             match self.transition(id, JobEvent::Cancel { at_risk }).await {
-                Err(StoreError::Transition(TransitionError::Illegal { status: JobStatus::Running, .. })) => {}
+                Err(StoreError::Transition(TransitionError::Illegal { status: JobStatus::Running, .. })) => {
+                    tokio::task::yield_now().await;
+                }
                 result => return result,
             }
         }
@@ -93,7 +95,7 @@ impl Inner {
 
     /// What the attempt of a running job may cost. If its request can't be read, that of the usual one.
     pub(super) async fn at_risk(&self, id: JobId) -> Option<AtRisk> {
-        self.board.get(id).filter(|job| job.is_running())?;
+        self.find(id).await.ok().filter(Job::is_running)?;
         let request = match self.running.request(id) {
             Some(request) => request,
             None => self.store.get(id).await.ok().flatten().map_or_else(Arc::default, |record| record.request),

@@ -1,4 +1,4 @@
-//! Handles changes in the store: updates the board, then wakes the clients and workers that wait for a job.
+//! Handles changes in the store: updates the board, then wakes the clients that wait for a job, and the dispatcher.
 
 use std::sync::Arc;
 
@@ -51,7 +51,7 @@ impl Feed for Listener {
         let Moved { jobs: moved, blocked } = self.board.changed(jobs, totals.ended);
         let (now, lead) = (self.clock.now(), self.clock.lead());
         let all = || jobs.iter().chain(&moved).map(|job| &**job);
-        // Before any worker wakes.
+        // Before the dispatcher wakes.
         self.order.update(all(), (now, lead), |job| blocked.contains(&job.id));
         let (mut ready, mut later) = (false, false);
         for job in all() {

@@ -1,5 +1,5 @@
-//! How a question becomes a job: alone or with others, under a name or not, answered at once, handed to a worker, or
-//! put into the queue.
+//! How a question becomes a job: alone or with others, under a name or not, answered at once, claimed at once, or put into
+//! the queue.
 
 use std::{borrow::Cow, num::NonZeroU64, sync::Arc, time::Duration};
 
@@ -163,7 +163,7 @@ impl Queue {
         let is_replay = self.is_replay(key.as_ref(), now).await?;
         let hold_until = wait.and_then(|(until, hold)| hold(job.question, &submission.request).then_some(until));
         let request = Arc::new(submission.request);
-        if !is_replay && let Some(answered) = self.cached_answer(&job, &request, now).await {
+        if !is_replay && let Some(answered) = self.cached_answer(&job, &request, now).await? {
             return Ok((self.accept_answered(answered).await?, None));
         }
         let arrivals = if is_replay { Arrivals::default() } else { self.admit(&[&job])? };
@@ -202,20 +202,33 @@ impl Queue {
     }
 
     /// The job at its end, if it asks what has been answered lately.
-    async fn cached_answer(&self, job: &Job, request: &Arc<JobRequest>, now: Timestamp) -> Option<JobRecord> {
-        if self.0.policy.cache_for.is_zero() || job.is_timed {
-            return None;
-        }
-        let source = self.0.store.newest_answer(job.question?).await.ok()??;
-        let finished_at = source.finished_at.filter(|at| now.since(*at) < self.0.policy.cache_for)?;
-        // Whatever is wrong with it, the question can still be asked.
-        let source = self.0.store.get(source.id).await.ok()??;
-        let report = source.answer()?.report.cached(Cached { job_id: source.job.id, finished_at });
-        report.result.as_ref()?;
+    async fn cached_answer(
+        &self,
+        job: &Job,
+        request: &Arc<JobRequest>,
+        now: Timestamp,
+    ) -> Result<Option<JobRecord>, QueueError> {
+        let Some(question) = job.question.filter(|_| !self.0.policy.cache_for.is_zero() && !job.is_timed) else {
+            return Ok(None);
+        };
+        let is_fresh = |at: &Timestamp| now.since(*at) < self.0.policy.cache_for;
+        let newest = self.0.store.newest_answer(question).await?;
+        let newest = newest.and_then(|job| Some((job.id, job.finished_at.filter(is_fresh)?)));
+        let Some((id, finished_at)) = newest else { return Ok(None) };
+        let source = match self.0.store.get(id).await {
+            Ok(Some(source)) => source,
+            // The question can still be asked.
+            Ok(None) | Err(StoreError::Corrupt { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let answer = source.answer().map(|answer| answer.report.cached(Cached { job_id: id, finished_at }));
+        let Some(report) = answer.filter(|report| report.result.is_some()) else { return Ok(None) };
         let event = JobEvent::Share { report: Arc::new(report) };
-        let attempt = job.closed_attempt(&event, now)?;
-        let job = job.apply(&event, now).ok()?;
-        Some(JobRecord { attempts: vec![Arc::new(attempt)], ..JobRecord::fresh(job, Arc::clone(request)) })
+        let shared = job.closed_attempt(&event, now).zip(job.apply(&event, now).ok());
+        Ok(shared.map(|(attempt, job)| JobRecord {
+            attempts: vec![Arc::new(attempt)],
+            ..JobRecord::fresh(job, Arc::clone(request))
+        }))
     }
 
     /// Asks the bounds of their caller whether these jobs may be accepted.
@@ -266,7 +279,7 @@ impl Queue {
             submission.request.depth = submission.request.depth.resolved(false);
             let job = self.new_job(&submission, keys.next(), false, now);
             let request = Arc::new(submission.request);
-            let answered = if is_replay { None } else { self.cached_answer(&job, &request, now).await };
+            let answered = if is_replay { None } else { self.cached_answer(&job, &request, now).await? };
             jobs.push(answered.unwrap_or_else(|| JobRecord::fresh(job, request)));
         }
         let accepted: Vec<Job> = jobs.iter().map(|record| record.job.clone()).collect();

@@ -42,7 +42,7 @@ impl WorkQueue {
     /// [`QueueError::Unavailable`].
     pub async fn sweep(&self) -> Result<bool, QueueError> {
         let now = self.0.now();
-        // A worker that missed a signal is woken here.
+        // Should the dispatcher have missed a signal.
         self.0.ready.notify_one();
         let ended = self.end_overdue().await?;
         let keep_for = self.0.policy.keep_finished_for;
@@ -58,7 +58,7 @@ impl WorkQueue {
     }
 
     /// Ends the attempts and jobs whose lease or deadline is over, at most as many as a step may, and returns their number.
-    /// A start does this until there are none, before its workers: a job whose deadline passed while no process ran would be
+    /// A start does this until there are none, before the first claim: a job whose deadline passed while no process ran would be
     /// claimed and paid for otherwise.
     ///
     /// # Errors

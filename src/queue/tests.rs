@@ -13,7 +13,12 @@ use std::{
     collections::{HashMap, HashSet},
     num::NonZeroU64,
     path::Path,
-    sync::{Arc, Weak},
+    pin::Pin,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Wake, Waker},
     time::Duration,
 };
 
@@ -609,6 +614,8 @@ impl World {
         }
         self.store.set_deaf(deaf).await;
         self.was_set |= matches!(step, Step::SetClock { .. });
+        let wakes = !matches!(step, Step::Pass(_) | Step::SetClock { .. } | Step::Restart { .. });
+        let sleeper = (wakes && self.ready() == 0).then(|| Sleeper::at(&self.queue));
         // A settle that fails tries again after a pause, which is nothing to wait for.
         if fault.is_some() || deaf {
             tokio::time::pause();
@@ -629,6 +636,9 @@ impl World {
         }
         self.store.take_fired();
         self.store.set_deaf(false).await;
+        if let Some(sleeper) = sleeper {
+            assert!(sleeper.is_woken() || self.ready() == 0, "a job is ready, and the dispatcher sleeps on");
+        }
         if deaf {
             // The board was rebuilt.
             (self.turns, self.turn) = (HashMap::new(), 0);
@@ -1109,6 +1119,35 @@ impl Queue {
     }
 }
 
+/// A dispatcher that waits for a job.
+struct Sleeper {
+    woken: Arc<Woken>,
+    _wait: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Sleeper {
+    fn at(queue: &Queue) -> Sleeper {
+        let (woken, work) = (Arc::<Woken>::default(), queue.work());
+        let mut wait: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move { work.until_ready().await });
+        let polled = wait.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::clone(&woken))));
+        assert!(polled.is_pending(), "there is no job to wake for");
+        Sleeper { woken, _wait: wait }
+    }
+
+    fn is_woken(&self) -> bool {
+        self.woken.0.load(Ordering::SeqCst)
+    }
+}
+
 /// Takes jobs at their submission, for the test to work on.
 struct OnStandby {
     permit: bool,
@@ -1303,9 +1342,9 @@ async fn a_clock_that_is_set_back_holds_up_no_job() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_that_meets_a_claim_records_what_the_call_may_cost() {
-    let clock = Clock::system();
-    let queue = Queue::in_memory(&clock, &Policy::plain()).await;
-    for _ in 0..160 {
+    let (clock, folder, metrics) = (Clock::system(), folder(), Metrics::new());
+    let on_disk = Queue::over(open(folder.path(), &clock, &metrics), &clock, &Policy::plain(), &metrics).await;
+    for queue in [Queue::in_memory(&clock, &Policy::plain()).await, on_disk].iter().flat_map(|queue| [queue; 80]) {
         let id = queue.enqueue(Submission::default()).await.unwrap().record.job.id;
         let claim = tokio::spawn({
             let (store, now) = (Arc::clone(&queue.0.store), clock.now());

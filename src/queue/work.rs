@@ -139,7 +139,7 @@ impl WorkQueue {
 
     async fn claim_in_store(&self, proposal: &Proposal) -> Result<Option<ClaimedJob>, QueueError> {
         let (id, now) = (proposal.job.id, self.0.now());
-        if let Some(report) = self.missed_answer(proposal).await
+        if let Some(report) = self.missed_answer(proposal).await?
             && self.0.try_transition(id, JobEvent::Share { report }).await?.is_some()
         {
             return Ok(None);
@@ -160,10 +160,16 @@ impl WorkQueue {
     }
 
     /// The answer that a job has missed, so that it is not asked and paid for again.
-    async fn missed_answer(&self, proposal: &Proposal) -> Option<Arc<AttemptReport>> {
-        let source = self.0.store.get(proposal.answered_by?).await.ok()??;
-        let report = &source.answer()?.report;
-        report.result.as_ref().map(|_| Arc::new(report.shared(source.job.id)))
+    async fn missed_answer(&self, proposal: &Proposal) -> Result<Option<Arc<AttemptReport>>, QueueError> {
+        let Some(id) = proposal.answered_by else { return Ok(None) };
+        let source = match self.0.store.get(id).await {
+            Ok(source) => source,
+            // The question can still be asked.
+            Err(StoreError::Corrupt { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let report = source.as_ref().and_then(|source| source.answer()).map(|answer| &answer.report);
+        Ok(report.filter(|report| report.result.is_some()).map(|report| Arc::new(report.shared(id))))
     }
 
     /// Ends a job that asks what can't be read, or it would be the first to be claimed for ever.

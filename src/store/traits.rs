@@ -31,7 +31,7 @@ impl<S: JobStore + Ledger + Outbox + Registry> Store for S {}
 /// again tells, and the fence makes a repeated settle harmless.
 #[async_trait]
 pub trait JobStore: Send + Sync + 'static {
-    /// Adds a job: queued, or already claimed for a worker that stands by. A job whose idempotency key is in force already
+    /// Adds a job: queued, or already claimed. A job whose idempotency key is in force already
     /// is not added, however many are inserted at once; a key stays in force if its job is pruned.
     ///
     /// *Returned*: the job is durable, and its claim and its key with it. *Crashed before*: the whole job is there, or

@@ -149,23 +149,18 @@ impl Secrets {
     async fn rotation(&self, caller: Option<&str>) -> Result<Rotation, Unavailable> {
         Ok(self.0.registry.get(&setting(caller)).await?.unwrap_or_default())
     }
+}
 
-    /// The signatures of a message, as its header has them: one of each valid secret of the caller.
-    pub(super) async fn sign(
-        &self,
-        caller: Option<&str>,
-        id: &str,
-        seconds: i64,
-        body: &str,
-    ) -> Result<String, Unavailable> {
-        let CallerSecrets { current, previous } = self.of(caller).await?;
+impl CallerSecrets {
+    /// The signatures of a message, as its header has them: one of each valid secret.
+    pub(super) fn sign(&self, id: &str, seconds: i64, body: &str) -> String {
         let signed = format!("{id}.{seconds}.{body}");
         let signature = |secret: &SecretString| {
             let key = hmac::Key::new(hmac::HMAC_SHA256, &decoded(secret).unwrap_or_default());
             format!("v1,{}", BASE64_STANDARD.encode(hmac::sign(&key, signed.as_bytes())))
         };
-        let all = std::iter::once(&current).chain(previous.iter().map(|(secret, _)| secret));
-        Ok(all.map(signature).collect::<Vec<_>>().join(" "))
+        let all = std::iter::once(&self.current).chain(self.previous.iter().map(|(secret, _)| secret));
+        all.map(signature).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -222,7 +217,7 @@ mod tests {
     async fn replaced_secrets_sign_until_their_overlap_is_over_and_only_so_many() {
         let (registry, clock) = registry();
         let secrets = Secrets::derived(&ROOT.into(), registry, clock.clone()).unwrap();
-        let signatures = async || secrets.sign(None, "msg_1", 1, "{}").await.unwrap().split(' ').count();
+        let signatures = async || secrets.of(None).await.unwrap().sign("msg_1", 1, "{}").split(' ').count();
         assert_eq!(signatures().await, 1);
         for count in 1..=MAX_PREVIOUS {
             secrets.rotate(None, HOUR).await.unwrap();
@@ -247,7 +242,7 @@ mod tests {
         let both = format!("{ROOT}, whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD");
         let secrets = Secrets::from_setting(&both.as_str().into(), registry.clone(), clock.clone()).unwrap();
         assert_eq!(all(&secrets, Some("alice")).await, all(&secrets, None).await);
-        assert_eq!(secrets.sign(None, "msg_1", 1, "{}").await.unwrap().split(' ').count(), 2);
+        assert_eq!(secrets.of(None).await.unwrap().sign("msg_1", 1, "{}").split(' ').count(), 2);
         assert!(matches!(secrets.rotate(None, HOUR).await, Err(RotationError::OfSetting)));
         assert!(Secrets::from_setting(&"whsec_?".into(), registry, clock).is_err());
     }

@@ -93,6 +93,14 @@ struct Shop {
 
 impl Shop {
     async fn open(script: impl Fn(&str) -> Act + Send + Sync + 'static) -> Shop {
+        Shop::open_with(script, Arc::new(|| ModelKey::of("scripted"))).await
+    }
+
+    /// `in_use` is the model of jobs that name none.
+    async fn open_with(
+        script: impl Fn(&str) -> Act + Send + Sync + 'static,
+        in_use: Arc<dyn Fn() -> ModelKey + Send + Sync>,
+    ) -> Shop {
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
         let metrics = Metrics::new();
         let store = Arc::new(FaultStore::over(MemoryStore::default()));
@@ -103,7 +111,7 @@ impl Shop {
             Queue::open(store.clone(), clocked, policy, metrics.clone(), spending, closing.clone()).await.unwrap();
         let most = Some(NonZeroU32::MAX);
         let per_minute = RateCaps { requests: most, input_tokens: most, output_tokens: most };
-        let limits = Limits::new(per_minute, 1, None, Arc::new(|| ModelKey::of("scripted")));
+        let limits = Limits::new(per_minute, 1, None, in_use);
         let worker = Worker {
             queue: queue.work(),
             limits: limits.clone(),
@@ -162,7 +170,7 @@ impl Shop {
     async fn close(self) {
         self.closing.cancel();
         self.tracker.close();
-        timeout(PATIENCE, self.tracker.wait()).await.expect("the worker ends");
+        timeout(PATIENCE, self.tracker.wait()).await.expect("the attempt ends");
     }
 }
 
@@ -329,11 +337,11 @@ async fn a_claim_that_comes_as_the_service_stops_is_released_unspent() {
     })
     .await;
     tokio::task::yield_now().await;
-    // The worker stands by and has been chosen; before the job is on disk its client hangs up and the service stops.
+    // Room is reserved for the attempt; before the job is on disk its client hangs up and the service stops.
     assert!(shop.ask("too late").now_or_never().is_none());
     shop.closing.cancel();
     shop.tracker.close();
-    timeout(PATIENCE, shop.tracker.wait()).await.expect("the worker ends");
+    timeout(PATIENCE, shop.tracker.wait()).await.expect("the attempt ends");
     let page = shop.queue.list(Listing { limit: 2, ..Listing::default() }).await.unwrap();
     let [record] = &page.jobs[..] else { panic!("{page:?}") };
     assert_eq!((record.job.status(shop.queue.now()), record.job.releases), (JobStatus::Queued, 1));
@@ -413,9 +421,79 @@ async fn a_permit_of_a_job_that_was_not_accepted_keeps_no_other_from_its_call() 
     tokio::task::yield_now().await;
     shop.store.fail_after(0, Moment::Before);
     shop.queue.enqueue(Submission::default()).await.unwrap_err();
-    // Nobody hands these over, so whichever worker finds one needs the permit.
+    // Those of a batch are not handed over, so the dispatcher needs the permit.
     let (jobs, _) = shop.queue.enqueue_all(vec![Submission::default()], None).await.unwrap();
     assert_eq!(shop.ended(jobs[0].id).await.job.state, JobState::Succeeded);
+    shop.close().await;
+}
+
+/// Jobs of a batch, which are not handed over at their submission.
+async fn batch(shop: &Shop, requests: impl IntoIterator<Item = JobRequest>) -> Vec<Job> {
+    let submission = |request| Submission { request, ..Submission::default() };
+    shop.queue.enqueue_all(requests.into_iter().map(submission).collect(), None).await.unwrap().0
+}
+
+#[tokio::test]
+async fn a_submission_starts_its_attempt_only_where_its_call_may_be_made() {
+    let (shop, mut told) = endless().await;
+    let submit = async || {
+        let request = JobRequest { query: "endless".to_owned(), ..JobRequest::default() };
+        shop.queue.enqueue(Submission { request, ..Submission::default() }).await.unwrap().record.job
+    };
+    let (first, second) = (submit().await, submit().await);
+    assert_eq!([first.is_running(), second.is_running()], [true, false], "one call at a time");
+    assert_eq!(next(&mut told).await, "started");
+    shop.queue.cancel(first.id).await.unwrap();
+    assert_eq!([next(&mut told).await, next(&mut told).await], ["stopped", "started"]);
+    shop.queue.cancel(second.id).await.unwrap();
+    assert_eq!(next(&mut told).await, "stopped");
+    block(&shop, FailureCode::RateLimited, Some(PATIENCE));
+    assert!(!submit().await.is_running(), "the gate is closed");
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_claim_that_fails_is_made_again_and_keeps_no_place_or_permit() {
+    let shop = Shop::open(|_| async { success() }.boxed()).await;
+    for moment in [Moment::Before; 3] {
+        shop.store.fail_after(1, moment);
+        let jobs = batch(&shop, [JobRequest::default()]).await;
+        assert_eq!(shop.ended(jobs[0].id).await.job.state, JobState::Succeeded);
+        assert_eq!(shop.store.take_fired().len(), 1);
+    }
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_model_that_is_blocked_holds_up_no_job_of_another() {
+    let shop = Shop::open(|_| async { success() }.boxed()).await;
+    let failure = SharedFailure {
+        code: FailureCode::Overloaded,
+        scope: Scope::Model,
+        signature: 1,
+        witnesses: 1,
+        opens_after: Some(PATIENCE),
+    };
+    shop.limits.block("blocked", &failure, 1, "no");
+    let of = |model: &str| JobRequest { model: Some(model.to_owned()), ..JobRequest::default() };
+    let jobs = batch(&shop, [of("blocked"), of("scripted")]).await;
+    assert_eq!(shop.ended(jobs[1].id).await.job.state, JobState::Succeeded);
+    assert_eq!(shop.queue.find(jobs[0].id).await.unwrap().attempt, 0);
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn a_dispatcher_that_panics_goes_on() {
+    let panics = Mutex::new(1);
+    let in_use = move || {
+        let panics = std::mem::take(&mut *panics.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        assert_eq!(panics, 0, "by script");
+        ModelKey::of("scripted")
+    };
+    let shop = Shop::open_with(|_| async { success() }.boxed(), Arc::new(in_use)).await;
+    let jobs = batch(&shop, [JobRequest::default()]).await;
+    assert_eq!(shop.ended(jobs[0].id).await.job.state, JobState::Succeeded);
+    assert_eq!(shop.metrics.panics.get(), 1);
     shop.close().await;
 }
 
