@@ -10,6 +10,7 @@
 //! - `model_check`: whether the models exist
 //! - `parts`: each part's configuration, and the constants that are not settings
 //! - `secrets`: the data folder and the secrets that are generated
+//! - `standby`: waiting until no other node is active
 //! - `upkeep`: the schema is compiled ahead, old prices are noted
 
 mod door;
@@ -18,11 +19,12 @@ mod machine;
 mod model_check;
 mod parts;
 mod secrets;
+mod standby;
 mod upkeep;
 
 use std::{
     io::{self, Write},
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     sync::Arc,
     time::Duration,
 };
@@ -61,6 +63,7 @@ use crate::{
     registry::Registry,
     store::{
         Store,
+        postgres::PostgresStore,
         sled::{
             SledStore,
             salvage::{self, SalvageError, Summary},
@@ -119,7 +122,7 @@ impl App {
         let (listener, address) = door::listen(SocketAddr::new(settings.host, settings.port))?;
         secrets::guard_folder(&settings.data_dir);
         let metrics = Metrics::new();
-        let (store, claude) = open(settings, access, &clock, &metrics).await?;
+        let (store, claude) = open(settings, access, &clock, &metrics, &listener).await?;
         let (admin_token, is_new) = secrets::admin_token(settings)?;
         let agent = parts::agent(settings, claude, prompts.clone());
         let spending = Spending::default();
@@ -168,8 +171,10 @@ impl App {
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
-        let disk =
-            DiskWatch::new(parts::store_folder(settings), parts::STORE_FILE, tuning.has_disk_floor, metrics.clone());
+        // A database watches its own disk.
+        let disk = settings.database_url.is_none().then(|| {
+            DiskWatch::new(parts::store_folder(settings), parts::STORE_FILE, tuning.has_disk_floor, metrics.clone())
+        });
         let warm_up_after = tuning.warm_up_after.filter(|_| !tuning.is_simulated);
         let tracker = start_tasks(
             &worker,
@@ -275,23 +280,26 @@ pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, Salv
 }
 
 /// Opens the store and makes the client for Claude, at the same time, as both block: on the disk, and on hundreds of
-/// certificates.
+/// certificates. On a database this waits until no other node is active.
 async fn open(
     settings: &Settings,
     access: GatewayAccess,
     clock: &Clock,
     metrics: &Metrics,
+    listener: &TcpListener,
 ) -> Result<(Arc<dyn Store>, Claude), StartError> {
-    let opening = task::spawn_blocking({
-        let config = parts::store(settings);
-        let (clock, metrics) = (clock.clone(), metrics.clone());
-        move || SledStore::open(config, clock, metrics)
-    });
     let client = task::spawn_blocking({
         let config = parts::client(settings, access);
         move || Claude::new(config)
     });
-    let store: Arc<dyn Store> = Arc::new(opening.await??);
+    let (clock, metrics) = (clock.clone(), metrics.clone());
+    let store: Arc<dyn Store> = if let Some(url) = &settings.database_url {
+        let seat = standby::seat(url, listener, &metrics).await?;
+        Arc::new(PostgresStore::open(seat, clock, metrics).await?)
+    } else {
+        let config = parts::store(settings);
+        Arc::new(task::spawn_blocking(move || SledStore::open(config, clock, metrics)).await??)
+    };
     Ok((store, client.await??))
 }
 
@@ -309,18 +317,20 @@ async fn recover(queue: &WorkQueue) -> Result<(), QueueError> {
 async fn start_tasks(
     worker: &Worker,
     workers: usize,
-    disk: DiskWatch,
+    disk: Option<DiskWatch>,
     webhooks: Webhooks,
     upkeep: impl Future<Output = ()> + Send + 'static,
     operations: Operations,
 ) -> TaskTracker {
     let Worker { queue, closing, .. } = worker.clone();
-    disk.look(&queue).await;
     let tracker = TaskTracker::new();
+    if let Some(disk) = disk {
+        disk.look(&queue).await;
+        tracker.spawn(disk.run(queue.clone(), closing.clone()));
+    }
     Dispatcher::start(worker.clone(), workers, &tracker);
     tracker.spawn(upkeep);
     tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
-    tracker.spawn(disk.run(queue.clone(), closing.clone()));
     tracker.spawn(sweeper::history::run(operations, closing.clone()));
     tracker.spawn(webhooks.run(closing));
     tracker

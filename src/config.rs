@@ -85,6 +85,11 @@ pub struct Settings {
     #[arg(long, env, default_value = "data")]
     pub data_dir: PathBuf,
 
+    /// PostgreSQL in place of the queue in DATA_DIR, for several nodes: postgres://USER:PASSWORD@HOST/DATABASE; needs
+    /// ADMIN_TOKEN and WEBHOOK_SECRET
+    #[arg(long, env, hide_env_values = true, value_parser = secret, help_heading = FURTHER)]
+    pub database_url: Option<SecretString>,
+
     /// Folder of the prompts, with one folder for each version; the highest version is the default
     #[arg(long, env, default_value = "prompts", help_heading = FURTHER)]
     pub prompts_dir: PathBuf,
@@ -284,6 +289,17 @@ impl Settings {
             let allowed = "whsec_ followed by 24 to 64 bytes in base64, or up to 5 of these with commas: make one with `echo \
                            whsec_$(openssl rand -base64 32)`";
             return Err(ConfigError::SecretValue { name: "WEBHOOK_SECRET", allowed });
+        }
+        if self.database_url.is_some() {
+            // Made by a node alone, they would differ from those of the others.
+            for (name, is_set, make) in [
+                ("ADMIN_TOKEN", self.admin_token.is_some(), "openssl rand -hex 16"),
+                ("WEBHOOK_SECRET", self.webhook_secret.is_some(), "echo whsec_$(openssl rand -base64 32)"),
+            ] {
+                if !is_set {
+                    return Err(ConfigError::NeededByCluster { name, make });
+                }
+            }
         }
         let secret = "a URL without user name and password; the key goes to ANTHROPIC_API_KEY";
         let allowed =

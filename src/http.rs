@@ -29,6 +29,7 @@ mod operate;
 mod pages;
 mod problem;
 mod prompts;
+pub mod standby;
 mod submission;
 mod transfer;
 mod usage;

@@ -6,8 +6,11 @@
 //! reads or writes is async and may fail. Calls made at the same time share a commit, so callers need no batches of their own.
 //! Every implementation passes the suite [`contract`].
 
+pub mod postgres;
 pub mod sled;
 mod traits;
+
+mod change;
 
 #[cfg(test)]
 pub mod contract;

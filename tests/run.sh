@@ -26,6 +26,8 @@ has prlimit && has unshare || packages+=(util-linux)
 has mkfs.ext4 || packages+=(e2fsprogs)
 has mount && has losetup || packages+=(mount)
 has kill || packages+=(procps)
+# The tests of several nodes start a PostgreSQL of their own.
+[ -d /usr/lib/postgresql ] || packages+=(postgresql)
 # Other implementations, in Python, are asked about ours.
 python3 -c "import ensurepip" 2>/dev/null || packages+=(python3 python3-venv)
 has flock || packages+=(util-linux)

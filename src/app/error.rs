@@ -11,7 +11,7 @@ use crate::{
     prompts::PromptError,
     queue::QueueError,
     registry::Unavailable,
-    store::sled::OpenError,
+    store::{postgres, sled::OpenError},
     webhook::secrets::SecretsError,
 };
 
@@ -27,6 +27,8 @@ pub enum StartError {
     Claude(#[from] ClientError),
     #[error(transparent)]
     Store(#[from] OpenError),
+    #[error(transparent)]
+    Database(#[from] postgres::OpenError),
     #[error("the jobs of the last run can't be recovered: {0}")]
     Recovery(QueueError),
     #[error("what the last run stored besides jobs can't be read: {0}")]
@@ -84,6 +86,7 @@ impl StartError {
             | StartError::Secret { .. }
             | StartError::Panicked(_)
             | StartError::StoreLost => false,
+            StartError::Database(error) => error.is_of_settings(),
             StartError::Prompts(_)
             | StartError::Claude(_)
             | StartError::OpenSecret { .. }

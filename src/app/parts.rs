@@ -175,7 +175,8 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, lim
         Arc::new(move |request: &JobRequest, is_waited_for, now| planner.question(request, is_waited_for, now))
     };
     Policy {
-        // The store is opened by one process at a time, so all its processes are starts of one node.
+        // One process at a time has the store: it holds the lock of the files, or the seat of the database. So all processes
+        // are starts of one node.
         owner: Owner::new("embedded", rand::random()),
         workers: workers(settings),
         deadlines_first: tuning.deadlines_first,

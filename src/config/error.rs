@@ -20,6 +20,8 @@ pub enum ConfigError {
     SecretValue { name: &'static str, allowed: &'static str },
     #[error("{name}: the value (not shown) is a placeholder or easy to guess. Put {instead} there")]
     Placeholder { name: &'static str, instead: &'static str },
+    #[error("DATABASE_URL needs {name} to be set, to the same value on every node: make one with `{make}`")]
+    NeededByCluster { name: &'static str, make: &'static str },
     /// Without the address, which may hold a password.
     #[error(
         "{name}: {problem}. Use a proxy of the scheme http, https, socks4, socks4a, socks5 or socks5h, for example \

@@ -71,7 +71,11 @@ pub(super) async fn live(State(api): State<Arc<Api>>) -> Response {
         let lost = FieldError::new("store", "can't be recovered by this process; it is ending");
         return Problem::listing(NOT_READY, vec![lost]).into_response();
     }
-    Json(Health { status: "ok", version: env!("CARGO_PKG_VERSION") }).into_response()
+    alive().into_response()
+}
+
+pub(super) fn alive() -> Json<impl Serialize> {
+    Json(Health { status: "ok", version: env!("CARGO_PKG_VERSION") })
 }
 
 /// Readiness

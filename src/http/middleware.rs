@@ -42,7 +42,7 @@ const PROBES: [&str; 3] = ["/health", "/health/ready", "/metrics"];
 /// Longest request id accepted from a client: a longer one would bloat every log line.
 const MAX_REQUEST_ID: usize = 128;
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Answers every request within [`ANSWER_LIMIT`] and writes a log line for it, also after a panic.
 pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
@@ -121,13 +121,13 @@ fn harden(headers: &mut HeaderMap) {
 }
 
 /// The client's request id, if it has 1 to [`MAX_REQUEST_ID`] visible ASCII characters.
-fn given_id(headers: &HeaderMap) -> Option<HeaderValue> {
+pub(super) fn given_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let id = headers.get(X_REQUEST_ID)?;
     let sane = (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
     sane.then(|| id.clone())
 }
 
-fn new_id() -> HeaderValue {
+pub(super) fn new_id() -> HeaderValue {
     HeaderValue::try_from(Uuid::now_v7().to_string()).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 

@@ -9,9 +9,12 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::traits::{
-    ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, Ledger, MAX_AUDIT_BYTES, Outbox, Registry, StoreError,
-    Totals,
+use super::{
+    change,
+    traits::{
+        ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, Ledger, MAX_AUDIT_BYTES, Outbox, Registry, StoreError,
+        Totals,
+    },
 };
 use crate::{
     clock::Timestamp,
@@ -21,7 +24,7 @@ use crate::{
         caller::Caller,
         delivery::{Delivery, UNNOTIFIED_RETENTION},
     },
-    ledger::{self, Day, DaySums, Spent, Sums, UNKNOWN_MODEL},
+    ledger::{self, Day, DaySums, Spent, Sums},
 };
 
 /// The store.
@@ -75,19 +78,12 @@ impl State {
         let Some(record) = self.jobs.get_mut(&number) else { return Err(StoreError::NotFound(id)) };
         let (before, after) = (record.job.clone(), record.job.apply(event, now)?);
         if let Some(attempt) = before.closed_attempt(event, now) {
-            if let Some(sums) = Sums::of(&attempt.report) {
-                let model = attempt.report.model.as_deref().unwrap_or(UNKNOWN_MODEL).to_owned();
-                self.ledger.entry(Day::of(now)).or_default().entry(model).or_default().add(&sums);
+            if let Some((day, model, sums)) = change::cost_of(&attempt) {
+                self.ledger.entry(day).or_default().entry(model).or_default().add(&sums);
             }
             add_attempt(&mut record.attempts, attempt);
         }
-        record.delivery =
-            record.delivery.take().map(|delivery| match (before.state.is_final(), after.state.is_final()) {
-                (false, true) => delivery.due(now),
-                (true, false) => delivery.withdrawn(),
-                (true, true) if before.state != after.state => delivery.due(now),
-                (true, true) | (false, false) => delivery,
-            });
+        record.delivery = record.delivery.take().map(|delivery| change::delivery_after(&before, &after, delivery, now));
         record.job = after.clone();
         Ok(after)
     }
@@ -192,7 +188,7 @@ impl JobStore for MemoryStore {
             if let Some(existing) = state.known(&job)? {
                 return Ok((existing, Vec::new()));
             }
-            state.add(with_delivery(JobRecord::fresh(job.clone(), request)));
+            state.add(JobRecord::fresh(job.clone(), request));
             Ok((Insertion::Accepted, vec![job]))
         })
         .await
@@ -207,7 +203,7 @@ impl JobStore for MemoryStore {
             }
             let accepted = vec![Insertion::Accepted; jobs.len()];
             let changed = jobs.iter().map(|record| record.job.clone()).collect();
-            jobs.into_iter().for_each(|record| state.add(with_delivery(record)));
+            jobs.into_iter().for_each(|record| state.add(change::with_delivery(record)));
             Ok((accepted, changed))
         })
         .await
@@ -222,7 +218,11 @@ impl JobStore for MemoryStore {
                 if !is_here {
                     changed.push(record.job.clone());
                     let is_open = !record.job.state.is_final();
-                    state.add(if is_open { with_delivery(record) } else { JobRecord { delivery: None, ..record } });
+                    state.add(if is_open {
+                        change::with_delivery(record)
+                    } else {
+                        JobRecord { delivery: None, ..record }
+                    });
                 }
             }
             Ok((insertions, changed))
@@ -467,15 +467,6 @@ impl Registry for MemoryStore {
         let older = state.audit.iter().rev().filter(|(id, _)| before.is_none_or(|before| **id < before));
         Ok(older.take(limit).map(|(id, entry)| (*id, entry.clone())).collect())
     }
-}
-
-/// A record with what its callback URL is owed.
-fn with_delivery(record: JobRecord) -> JobRecord {
-    let delivery = record.request.callback_url.as_deref().map(|url| {
-        let delivery = Delivery::to(url);
-        if record.job.state.is_final() { delivery.due(record.job.created_at) } else { delivery }
-    });
-    JobRecord { delivery, ..record }
 }
 
 #[cfg(test)]

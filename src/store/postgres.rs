@@ -1,0 +1,436 @@
+//! The store on PostgreSQL: one active node, and any number that stand by. The only importer of tokio-postgres.
+//!
+//! - `connection`: connections, what must hold of the server, the schema
+//! - `seat`: which node is the active one
+//! - `batch`: what changes make of jobs
+//! - `writer`: the one task that changes anything
+//! - `columns`, `codec`: what a batch writes
+//! - `shared`: what readers and the writer share; `state`: sums over all jobs, in memory
+//! - `readers`: connections for reads
+//! - `listing`: looking for jobs within a bound of time
+//!
+//! Each statement is a file beside this one. Requests, attempts and messages are JSON; a job's life is the record that the
+//! store on sled writes too.
+
+mod batch;
+mod codec;
+mod columns;
+mod connection;
+mod listing;
+mod readers;
+mod seat;
+mod shared;
+mod state;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::HashSet, num::NonZeroU64, sync::Arc};
+
+use async_trait::async_trait;
+use parking_lot::{Mutex, RwLock};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use uuid::Uuid;
+
+use self::{
+    batch::{Batch, Needs, NewJob, report_bytes},
+    listing::{RECORDS, broken, decode, record, unavailable},
+    readers::Readers,
+    shared::{Reset, Shared},
+    state::State,
+    writer::{Answer, Command, FORGOTTEN_KEYS, Lanes, Writer},
+};
+pub use self::{
+    connection::{Database, OpenError},
+    seat::Seat,
+};
+use super::{
+    change,
+    traits::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError},
+};
+use crate::{
+    clock::{Clock, Timestamp},
+    job::{
+        AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
+        Owner,
+        delivery::{Delivery, UNNOTIFIED_RETENTION},
+    },
+    ledger::{Day, DaySums, Sums},
+    metrics::Metrics,
+};
+
+/// Commands of each lane that wait for the writer; further callers wait for a place. A few batches' worth.
+const PLACES: usize = 4_096;
+
+/// Jobs whose message is still to be sent may be this part of the finished jobs that stay.
+const UNNOTIFIED_PART: usize = 2;
+
+/// The store.
+pub struct PostgresStore {
+    shared: Arc<Shared>,
+    /// `None` once the store is closed.
+    lanes: Mutex<Option<Senders>>,
+    /// The writer, and the beats of the seat, which end with the store.
+    tasks: Mutex<Option<(JoinHandle<()>, AbortOnDropHandle<()>)>>,
+}
+
+#[derive(Clone)]
+struct Senders {
+    changes: mpsc::Sender<Command>,
+    new: mpsc::Sender<Command>,
+}
+
+impl PostgresStore {
+    /// Becomes the active node.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(seat: Seat, clock: Clock, metrics: Metrics) -> Result<PostgresStore, OpenError> {
+        let shared = Arc::new(Shared {
+            database: Arc::clone(&seat.database),
+            readers: Readers::new(Arc::clone(&seat.database)),
+            clock: clock.clone(),
+            metrics,
+            state: RwLock::new(State::default()),
+            feed: Mutex::default(),
+            trouble: Mutex::default(),
+            lost: CancellationToken::new(),
+        });
+        let (changes, changes_lane) = mpsc::channel(PLACES);
+        let (new, new_lane) = mpsc::channel(PLACES);
+        let lanes = Lanes { changes: changes_lane, new: new_lane };
+        let writer = Writer::open(Arc::clone(&shared), lanes).await?;
+        let writing = tokio::spawn({
+            // A writer that panics leaves no store.
+            let guard = shared.lost.clone().drop_guard();
+            async move {
+                writer.run().await;
+                guard.disarm();
+            }
+        });
+        let holding = AbortOnDropHandle::new(tokio::spawn(seat.hold(clock, shared.lost.clone())));
+        Ok(PostgresStore {
+            shared,
+            lanes: Mutex::new(Some(Senders { changes, new })),
+            tasks: Mutex::new(Some((writing, holding))),
+        })
+    }
+
+    fn closed(&self) -> StoreError {
+        let reason = self.shared.trouble.lock().clone();
+        let reason =
+            reason.unwrap_or_else(|| "the connection to the database broke; the outcome is not known".to_owned());
+        StoreError::Unavailable { reason }
+    }
+
+    fn lanes(&self) -> Result<Senders, StoreError> {
+        let closed = || StoreError::Unavailable { reason: "the job store is closed".to_owned() };
+        self.lanes.lock().clone().ok_or_else(closed)
+    }
+
+    /// Has the writer make a change.
+    async fn change<T: Send + 'static>(
+        &self,
+        needs: Needs,
+        change: impl FnOnce(&mut Batch) -> Result<T, StoreError> + Send + Sync + 'static,
+    ) -> Result<T, StoreError> {
+        let senders = self.lanes()?;
+        self.send(senders.changes, needs, change).await
+    }
+
+    /// Has the writer add jobs.
+    async fn bring<T: Send + 'static>(
+        &self,
+        needs: Needs,
+        change: impl FnOnce(&mut Batch) -> Result<T, StoreError> + Send + Sync + 'static,
+    ) -> Result<T, StoreError> {
+        let senders = self.lanes()?;
+        self.send(senders.new, needs, change).await
+    }
+
+    async fn send<T: Send + 'static>(
+        &self,
+        lane: mpsc::Sender<Command>,
+        needs: Needs,
+        change: impl FnOnce(&mut Batch) -> Result<T, StoreError> + Send + Sync + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let run = Box::new(move |batch: &mut Batch| -> Answer {
+            let result = change(batch);
+            // Nobody may be listening any more.
+            Box::new(move || drop(reply.send(result)))
+        });
+        lane.send(Command::Change { needs, run }).await.map_err(|_| self.closed())?;
+        // The writer ends once all senders are gone.
+        drop(lane);
+        answer.await.map_err(|_| self.closed())?
+    }
+
+    /// The time by which keys are in force: a jump of the clock ends none.
+    fn key_time(&self, now: Timestamp) -> Timestamp {
+        now.minus(self.shared.clock.skipped(IdempotencyKey::WINDOW))
+    }
+
+    async fn read(
+        &self,
+        sql: &'static str,
+        values: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+    ) -> Result<Vec<tokio_postgres::Row>, StoreError> {
+        self.lanes()?;
+        self.shared.readers.read(sql, values).await.map_err(unavailable)
+    }
+}
+
+#[async_trait]
+impl JobStore for PostgresStore {
+    async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError> {
+        let new = NewJob::new(JobRecord::fresh(job, request))?;
+        let needs = Needs::of_new(std::slice::from_ref(&new));
+        self.bring(needs, |batch| batch.insert(new)).await
+    }
+
+    async fn insert_all(&self, jobs: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+        let new = jobs.into_iter().map(|record| NewJob::new(change::with_delivery(record)));
+        let new = new.collect::<Result<Vec<_>, _>>()?;
+        self.bring(Needs::of_new(&new), |batch| batch.insert_all(new)).await
+    }
+
+    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+        let ids = records.iter().map(|record| record.job.id).collect();
+        let new = records.into_iter().map(|record| NewJob::new(change::with_delivery(record)));
+        let new = new.collect::<Result<Vec<_>, _>>()?;
+        let needs = Needs { jobs: ids, ..Needs::of_new(&new) };
+        self.bring(needs, |batch| Ok(batch.import(new))).await
+    }
+
+    async fn claim(
+        &self,
+        id: JobId,
+        owner: Owner,
+        lease_until: Timestamp,
+        now: Timestamp,
+    ) -> Result<ClaimedJob, StoreError> {
+        let needs = Needs { requests: vec![id], ..Needs::job(id) };
+        self.change(needs, move |batch| batch.claim(id, &JobEvent::Claim { owner, lease_until }, now)).await
+    }
+
+    async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
+        let bytes = event.report().map_or(0, report_bytes);
+        let last_attempts = matches!(event, JobEvent::Release { .. }).then_some(id).into_iter().collect();
+        let needs = Needs { bytes, last_attempts, ..Needs::job(id) };
+        self.change(needs, move |batch| batch.apply(id, &event, now)).await
+    }
+
+    async fn succeed(
+        &self,
+        id: JobId,
+        attempt: u32,
+        report: Arc<AttemptReport>,
+        followers: Vec<JobId>,
+        now: Timestamp,
+    ) -> Result<Vec<Job>, StoreError> {
+        let jobs = [id].into_iter().chain(followers.iter().copied()).collect();
+        let needs = Needs { jobs, bytes: report_bytes(&report), ..Needs::job(id) };
+        self.change(needs, move |batch| batch.succeed(id, attempt, &report, followers, now)).await
+    }
+
+    async fn prune(&self, before: Timestamp, keep: usize, limit: usize) -> Result<usize, StoreError> {
+        let now = self.shared.clock.now();
+        let (ended, unnotified) = {
+            let state = self.shared.state.read();
+            (state.ended(), state.unnotified)
+        };
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let unnotified_surplus = unnotified.saturating_sub(keep.div_ceil(UNNOTIFIED_PART));
+        let surplus = (ended - unnotified_surplus.min(ended)).saturating_sub(keep);
+        let cutoff = before.min(now.minus(UNNOTIFIED_RETENTION));
+        let keys_until = self.key_time(now);
+        let bounds =
+            [number(surplus), before.as_millis(), number(unnotified_surplus), cutoff.as_millis(), number(limit)];
+        let [a, b, c, d, e] = &bounds;
+        let rows = self.read(include_str!("postgres/prunable.sql"), &[a, b, c, d, e]).await?;
+        let ended = rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?))));
+        let ended: std::collections::HashMap<JobId, (Option<i64>, bool)> =
+            ended.collect::<Result<_, tokio_postgres::Error>>().map_err(broken)?;
+        let keys = self
+            .read(include_str!("postgres/count_expired_keys.sql"), &[&keys_until.as_millis(), &FORGOTTEN_KEYS])
+            .await?;
+        let keys: i64 = keys.first().map_or(Ok(0), |row| row.try_get(0)).map_err(broken)?;
+        if ended.is_empty() && keys == 0 {
+            return Ok(0);
+        }
+        let ids: HashSet<JobId> = ended.keys().copied().collect();
+        let needs = Needs { jobs: ids.iter().copied().collect(), count: ids.len(), ..Needs::default() };
+        let pruned = self.change(needs, move |batch| {
+            batch.forget_keys = (keys > 0).then_some(keys_until);
+            Ok(batch.remove(&ids, |job, is_unnotified| {
+                ended.get(&job.id) == Some(&(job.finished_at.map(Timestamp::as_millis), is_unnotified))
+            }))
+        });
+        // As many as asked for: there may be more.
+        if keys == FORGOTTEN_KEYS { pruned.await.map(|_| limit) } else { pruned.await }
+    }
+
+    async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+        let rows = self.read(RECORDS, &[&vec![id]]).await?;
+        rows.first().map_or(Ok(None), record)
+    }
+
+    async fn find(&self, id: JobId) -> Result<Option<Job>, StoreError> {
+        let rows = self.read(include_str!("postgres/find.sql"), &[&id]).await?;
+        rows.first().map(|row| decode(id, row, 0)).transpose()
+    }
+
+    async fn newest_answer(&self, question: NonZeroU64) -> Result<Option<Job>, StoreError> {
+        let question = question.get().cast_signed();
+        let rows = self.read(include_str!("postgres/newest_answer.sql"), &[&question]).await?;
+        rows.first().map(|row| decode(JobId::nil(), row, 0)).transpose()
+    }
+
+    async fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> Result<bool, StoreError> {
+        let now = self.key_time(now).as_millis();
+        let rows = self.read(include_str!("postgres/is_key_known.sql"), &[&key.key.to_vec(), &now]).await?;
+        rows.first().map_or(Ok(false), |row| row.try_get(0).map_err(broken))
+    }
+
+    async fn remove(&self, ids: Vec<JobId>, _: Timestamp) -> Result<usize, StoreError> {
+        let needs = Needs { count: ids.len(), jobs: ids.clone(), ..Needs::default() };
+        let ids = ids.into_iter().collect();
+        self.change(needs, move |batch| Ok(batch.remove(&ids, |_, _| true))).await
+    }
+
+    async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage, StoreError> {
+        self.lanes()?;
+        self.shared.search(&listing, now).await
+    }
+
+    async fn select(&self, listing: Listing, now: Timestamp) -> Result<JobSelection, StoreError> {
+        self.lanes()?;
+        self.shared.search_ids(&listing, now).await
+    }
+
+    async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<(), StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let lane = self.lanes()?.changes;
+        lane.send(Command::Reset(Reset { feed, reply })).await.map_err(|_| self.closed())?;
+        answer.await.map_err(|_| self.closed())?
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.shared.trouble.lock().clone()
+    }
+
+    fn lost(&self) -> CancellationToken {
+        self.shared.lost.clone()
+    }
+
+    async fn close(&self) {
+        self.lanes.lock().take();
+        let tasks = self.tasks.lock().take();
+        if let Some((writing, holding)) = tasks {
+            // It has to finish what was accepted.
+            let _ = writing.await;
+            drop(holding);
+        }
+    }
+}
+
+#[async_trait]
+impl Ledger for PostgresStore {
+    async fn add(&self, day: Day, model: String, sums: Sums) -> Result<(), StoreError> {
+        self.change(Needs { count: 1, ..Needs::default() }, move |batch| {
+            batch.costs.push((day, model, sums));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn days(&self, most: usize) -> Result<Vec<DaySums>, StoreError> {
+        self.lanes()?;
+        Ok(self.shared.state.read().newest(most))
+    }
+}
+
+#[async_trait]
+impl Outbox for PostgresStore {
+    async fn due(&self, now: Timestamp, most: usize) -> Result<Vec<Due>, StoreError> {
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let rows = self.read(include_str!("postgres/due.sql"), &[&now.as_millis(), &most]).await?;
+        let due = rows.iter().map(|row| {
+            let caller: Option<i64> = row.try_get(1)?;
+            let caller = caller.and_then(|caller| NonZeroU64::new(caller.cast_unsigned()));
+            Ok(Due { job: row.try_get(0)?, caller, host: row.try_get::<_, &str>(2)?.into() })
+        });
+        due.collect::<Result<_, _>>().map_err(broken)
+    }
+
+    async fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        let rows = self.read(include_str!("postgres/next_due.sql"), &[&now.as_millis()]).await?;
+        let next: Option<i64> = rows.first().map_or(Ok(None), |row| row.try_get(0)).map_err(broken)?;
+        Ok(next.map(Timestamp::from_millis))
+    }
+
+    async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
+        self.change(Needs::job(id), move |batch| batch.resend(id, now)).await
+    }
+
+    async fn failing(&self, listing: Listing) -> Result<JobPage, StoreError> {
+        self.lanes()?;
+        self.shared.search_failing(&listing).await
+    }
+
+    async fn record(&self, id: JobId, delivery: Delivery) -> Result<(), StoreError> {
+        self.change(Needs::job(id), move |batch| {
+            batch.record(id, delivery);
+            Ok(())
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Registry for PostgresStore {
+    async fn put(&self, name: String, value: String) -> Result<(), StoreError> {
+        self.change(Needs { count: 1, bytes: value.len(), ..Needs::default() }, move |batch| {
+            batch.settings.insert(name, Some(value));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn delete(&self, name: String) -> Result<(), StoreError> {
+        self.change(Needs { count: 1, ..Needs::default() }, move |batch| {
+            batch.settings.insert(name, None);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
+        let rows = self.read(include_str!("postgres/settings.sql"), &[&prefix.as_bytes()]).await?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let settings = rows.iter().map(|row| Ok((text(row.try_get(0)?), text(row.try_get(1)?))));
+        settings.collect::<Result<_, _>>().map_err(broken)
+    }
+
+    async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
+        self.change(Needs { count: 1, bytes: entry.len(), ..Needs::default() }, move |batch| {
+            batch.audit.push((id, entry, oldest));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn read_audit(&self, before: Option<Uuid>, limit: usize) -> Result<Vec<(Uuid, String)>, StoreError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = self.read(include_str!("postgres/read_audit.sql"), &[&before, &limit]).await?;
+        let entries =
+            rows.iter().map(|row| Ok((row.try_get(0)?, String::from_utf8_lossy(row.try_get(1)?).into_owned())));
+        entries.collect::<Result<_, _>>().map_err(broken)
+    }
+}

@@ -1,0 +1,1 @@
+update seat set beat_at = clock_timestamp(), clock = $2 where holder = $1

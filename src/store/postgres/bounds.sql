@@ -1,0 +1,1 @@
+select min(seq), max(seq) from job

@@ -1,0 +1,1 @@
+select from seat where epoch = $1 for share

@@ -1,0 +1,1 @@
+select count(*) from (select from idempotency where expires_at <= $1 limit $2) expired

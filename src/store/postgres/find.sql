@@ -1,0 +1,1 @@
+select record from job where id = $1

@@ -1,0 +1,1 @@
+select record from job where seq >= $1 order by seq limit 1

@@ -1,0 +1,1 @@
+select exists (select from idempotency where key = $1 and expires_at > $2)

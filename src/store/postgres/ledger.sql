@@ -1,0 +1,1 @@
+select day, model, sums from ledger

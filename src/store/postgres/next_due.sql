@@ -1,0 +1,1 @@
+select min(next_at) from delivery where next_at > $1

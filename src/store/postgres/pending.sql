@@ -1,0 +1,1 @@
+select record from job where status < 2 order by seq

@@ -1,0 +1,3 @@
+select j.id, j.record, r.body, d.body, array(select a.body from attempt a where a.seq = j.seq order by a.number)
+from job j left join request r using (seq) left join delivery d using (seq)
+where j.id = any($1)

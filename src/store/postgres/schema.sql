@@ -1,0 +1,73 @@
+-- Version 1 of the schema. Applied in one transaction under an advisory lock.
+create schema if not exists ceoagent;
+set local search_path to ceoagent;
+
+create table schema_version (version integer not null);
+insert into schema_version values (1);
+
+-- Who may write. One row: each write transaction locks it and compares the epoch.
+create table seat (
+    id boolean primary key default true check (id),
+    holder text not null default '',
+    epoch bigint not null default 0,
+    beat_at timestamptz not null default clock_timestamp(),
+    clock bytea
+);
+insert into seat default values;
+
+-- `record` is the job; the other columns repeat what statements look for. Times are milliseconds since 1970.
+create table job (
+    seq bigint primary key,
+    id uuid not null unique,
+    record bytea not null,
+    status smallint not null,
+    caller bigint,
+    question bigint,
+    created_at bigint not null,
+    finished_at bigint,
+    unnotified boolean not null
+);
+create index job_status on job (status, seq);
+create index job_finished on job (finished_at, seq) where status >= 2 and not unnotified;
+create index job_unnotified on job (finished_at, seq) where status >= 2 and unnotified;
+create index job_answer on job (question, finished_at) where status = 2 and question is not null;
+
+create table request (seq bigint primary key, body bytea not null);
+
+create table attempt (
+    seq bigint not null,
+    number bigint not null,
+    body bytea not null,
+    primary key (seq, number)
+);
+
+create table delivery (
+    seq bigint primary key,
+    caller bigint,
+    host text not null,
+    next_at bigint,
+    failing boolean not null,
+    body bytea not null
+);
+create index delivery_due on delivery (next_at) where next_at is not null;
+create index delivery_failing on delivery (seq) where failing;
+
+-- Idempotency keys. They outlive their jobs.
+create table idempotency (
+    key bytea primary key,
+    body bytea not null,
+    job uuid not null,
+    expires_at bigint not null
+);
+create index idempotency_expires on idempotency (expires_at);
+
+create table ledger (
+    day bigint not null,
+    model text not null,
+    sums bytea not null,
+    primary key (day, model)
+);
+
+create table setting (name bytea primary key, value bytea not null);
+
+create table audit (id uuid primary key, entry bytea not null);

@@ -1,0 +1,148 @@
+//! The store on a real server: the contract, what it refuses, and what a crash and a former holder of the seat can't do.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use secrecy::SecretString;
+use tokio::time::timeout;
+
+use self::database::Postgres;
+use super::{Database, OpenError, PostgresStore, Seat};
+use crate::{
+    clock::Clock,
+    metrics::Metrics,
+    store::{
+        Insertion, JobStore, StoreError,
+        contract::{self, Heard, at, job, request, success},
+    },
+};
+
+#[path = "../../../tests/it/database.rs"]
+mod database;
+
+/// Longest wait for anything here.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn open(url: &str) -> Result<PostgresStore, OpenError> {
+    let database = Arc::new(Database::open(&SecretString::from(url)).await?);
+    let seat = Seat::take(&database).await?.expect("the seat is free");
+    PostgresStore::open(seat, Clock::manual(at(0)), Metrics::new()).await
+}
+
+async fn refusal(url: &str) -> String {
+    Database::open(&SecretString::from(url)).await.err().expect("it is refused").to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_keeps_the_contract() {
+    let postgres = Postgres::start();
+    let count = AtomicU32::new(0);
+    contract::holds_for(async || {
+        let name = format!("contract_{}", count.fetch_add(1, Ordering::Relaxed));
+        open(&postgres.create(&name)).await.unwrap()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_can_not_keep_the_promises_is_refused_in_words() {
+    let mut postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    open(&url).await.unwrap().close().await;
+    for (setting, why) in [
+        ("fsync", "a power cut loses acknowledged jobs"),
+        ("full_page_writes", "a power cut can damage"),
+        ("synchronous_commit", "a crash loses jobs"),
+    ] {
+        postgres.sql("postgres", &format!("alter system set {setting} = off"));
+        postgres.sql("postgres", "select pg_reload_conf()");
+        let refused = loop {
+            // The server reads its settings soon after it was asked to.
+            if let Err(refused) = Database::open(&SecretString::from(url.as_str())).await {
+                break refused.to_string();
+            }
+        };
+        assert!(refused.contains(&format!("{setting}=off, so {why}")), "{refused}");
+        postgres.sql("postgres", &format!("alter system reset {setting}"));
+        postgres.sql("postgres", "select pg_reload_conf()");
+        while Database::open(&SecretString::from(url.as_str())).await.is_err() {}
+    }
+    postgres.sql("jobs", "alter database jobs set default_transaction_read_only = on");
+    assert!(refusal(&url).await.contains("read-only"));
+    postgres.sql("postgres", "alter database jobs reset default_transaction_read_only");
+    postgres.sql("jobs", "update ceoagent.schema_version set version = 2");
+    assert!(refusal(&url).await.contains("schema version 2, this program knows version 1"));
+    assert!(refusal("postgres://[").await.contains("DATABASE_URL is not a URL"));
+    assert!(refusal(&postgres.url("missing")).await.contains("database \"missing\" does not exist"));
+    postgres.stop_immediately();
+    assert!(refusal(&url).await.contains("can't use the database of DATABASE_URL"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_of_the_server_loses_nothing_that_was_acknowledged_and_jobs_go_on() {
+    let mut postgres = Postgres::start();
+    let store = Arc::new(open(&postgres.create("jobs")).await.unwrap());
+    let heard = Heard::of(&*store).await;
+    let adding = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move {
+            let mut accepted = Vec::new();
+            let mut n = 0;
+            loop {
+                match store.insert(job(n), request(n)).await {
+                    Ok(insertion) => accepted.push((n, insertion)),
+                    Err(error) => return (accepted, error),
+                }
+                n += 1;
+            }
+        }
+    });
+    while heard.pending().len() < 20 {
+        tokio::task::yield_now().await;
+    }
+    postgres.stop_immediately();
+    let (accepted, error) = timeout(PATIENCE, adding).await.unwrap().unwrap();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+    assert!(accepted.len() >= 20 && accepted.iter().all(|(_, insertion)| *insertion == Insertion::Accepted));
+    postgres.start_again();
+    let again = async {
+        while store.trouble().is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, again).await.unwrap();
+    let pending: Vec<_> = heard.pending().into_iter().map(|job| job.id).collect();
+    for (n, _) in &accepted {
+        assert_eq!(store.get(job(*n).id).await.unwrap().unwrap().request, request(*n));
+        assert!(pending.contains(&job(*n).id), "the feed was reset with all pending jobs");
+    }
+    contract::claim(&*store, 0, 100).await;
+    store.transition(job(0).id, success(1, 10), at(101)).await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_lost_its_seat_writes_nothing_more() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let first = open(&url).await.unwrap();
+    first.insert(job(0), request(0)).await.unwrap();
+    let other = Arc::new(Database::open(&SecretString::from(url)).await.unwrap());
+    assert!(Seat::take(&other).await.unwrap().is_none(), "one node is active");
+    // As a node that took over while the first one was paused.
+    postgres.sql("jobs", "update ceoagent.seat set holder = 'other', epoch = epoch + 1");
+    let refused = first.insert(job(1), request(1)).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Unavailable { .. }), "{refused}");
+    timeout(PATIENCE, first.lost().cancelled()).await.unwrap();
+    assert_eq!(first.find(job(1).id).await, Ok(None));
+    first.close().await;
+    let seat = timeout(PATIENCE, Seat::wait(&other)).await.unwrap();
+    let second = PostgresStore::open(seat, Clock::manual(at(0)), Metrics::new()).await.unwrap();
+    assert_eq!(second.find(job(0).id).await, Ok(Some(job(0))));
+    second.insert(job(1), request(1)).await.unwrap();
+}

@@ -1,0 +1,498 @@
+//! The one writer: takes the changes that wait, reads the jobs that they touch, applies them in order, writes all of it and
+//! commits once (group commit). Only then it notifies the feed and answers. Changes of jobs go before new jobs.
+//!
+//! On an error the whole batch fails, its outcome unknown, and the connection with it. The writer connects again, which raises
+//! the epoch: a transaction of the old connection then either has been committed or never will be.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use futures_util::{poll, try_join};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, sleep_until, timeout},
+};
+use tokio_postgres::{Row, Statement, types::ToSql};
+use tracing::{error, info, warn};
+
+use super::{
+    batch::{Batch, Entry, Key, Needs},
+    codec,
+    columns::{Columns, LedgerRows},
+    connection::{ANSWER_TIMEOUT, Link, OpenError},
+    shared::{Reset, Shared},
+    state::State,
+};
+use crate::{
+    clock::{SavedTime, Timestamp},
+    job::{IdempotencyKey, JobId, MAX_ATTEMPTS},
+    ledger::{ByModel, Day},
+    store::traits::{EndedCounts, MAX_AUDIT_BYTES},
+};
+
+/// Most jobs that a batch changes, and from so many new jobs on it takes no further command that brings any.
+const MAX_CHANGES: usize = 1_024;
+
+/// Most bytes of a batch, or one command that is larger.
+const MAX_BYTES: usize = 4 << 20;
+
+/// First and longest pause between two tries to connect.
+const CONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// Idempotency keys that a batch forgets.
+pub(super) const FORGOTTEN_KEYS: i64 = 1_024;
+
+/// Answers a caller. If it is dropped, the caller hears that the outcome is unknown.
+pub(super) type Answer = Box<dyn FnOnce() + Send>;
+
+/// Makes a change in the batch.
+pub(super) type Run = Box<dyn FnOnce(&mut Batch) -> Answer + Send + Sync>;
+
+/// A change on its way to the writer.
+pub(super) enum Command {
+    Change { needs: Needs, run: Run },
+    Reset(Reset),
+}
+
+/// The two lanes of commands.
+pub(super) struct Lanes {
+    pub(super) changes: mpsc::Receiver<Command>,
+    pub(super) new: mpsc::Receiver<Command>,
+}
+
+impl Lanes {
+    /// The next command, changes first; `None` once the store is closed and all is done.
+    async fn next(&mut self) -> Option<Command> {
+        tokio::select! {
+            biased;
+            Some(command) = self.changes.recv() => Some(command),
+            Some(command) = self.new.recv() => Some(command),
+            else => None,
+        }
+    }
+
+    /// A command that waits already.
+    fn try_next(&mut self) -> Option<Command> {
+        self.changes.try_recv().or_else(|_| self.new.try_recv()).ok()
+    }
+}
+
+macro_rules! statements {
+    ($($name:ident)*) => {
+        /// The writer's statements, prepared once a connection.
+        struct Statements { $($name: Statement),* }
+
+        impl Statements {
+            async fn prepare(link: &Link) -> Result<Statements, tokio_postgres::Error> {
+                Ok(Statements { $($name: link.client.prepare(include_str!(concat!(stringify!($name), ".sql"))).await?),* })
+            }
+        }
+    };
+}
+
+statements! {
+    check_seat load_jobs load_requests load_last_attempts load_keys save_jobs save_requests save_attempts drop_attempts
+    trim_attempts save_deliveries save_keys delete_keys delete_jobs save_ledger delete_days save_settings delete_settings
+    append_audit trim_audit
+}
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    lanes: Lanes,
+    link: Link,
+    statements: Statements,
+    epoch: i64,
+    next_seq: i64,
+    /// Taken from the lanes and not yet part of a batch.
+    next: Option<Command>,
+}
+
+type Sql<'a> = &'a (dyn ToSql + Sync);
+
+impl Writer {
+    /// Takes the seat in the table; the caller holds the lock.
+    pub(super) async fn open(shared: Arc<Shared>, lanes: Lanes) -> Result<Writer, OpenError> {
+        let (link, statements, epoch, next_seq) = connect(&shared, true).await?;
+        Ok(Writer { shared, lanes, link, statements, epoch, next_seq, next: None })
+    }
+
+    pub(super) async fn run(mut self) {
+        let lost = self.shared.lost.clone();
+        loop {
+            let closed = self.link.closed.clone();
+            let command = match self.next.take() {
+                Some(command) => Some(command),
+                None => tokio::select! {
+                    biased;
+                    () = lost.cancelled() => break,
+                    () = closed.cancelled() => {
+                        self.fail("the connection to the database is gone");
+                        if !self.reconnect().await {
+                            return;
+                        }
+                        continue;
+                    }
+                    command = self.lanes.next() => command,
+                },
+            };
+            let result = match command {
+                None => return,
+                Some(Command::Reset(reset)) => self.reset(reset).await,
+                Some(first) => self.commit(first).await,
+            };
+            match result {
+                Ok(()) => {}
+                Err(OpenError::SeatLost) => break,
+                Err(error) => {
+                    self.fail(&error.to_string());
+                    if !self.reconnect().await {
+                        return;
+                    }
+                }
+            }
+        }
+        error!("another node has become the active one; this process has to end");
+        self.shared.set_trouble(Some("another node has become the active one".to_owned()));
+        lost.cancel();
+    }
+
+    fn fail(&self, reason: &str) {
+        if !self.shared.lost.is_cancelled() {
+            error!(reason, "the job store failed; connecting to the database again");
+        }
+        self.shared.set_trouble(Some(reason.to_owned()));
+    }
+
+    /// Connects again, however long it takes. Meanwhile all commands fail. False if the store was closed.
+    async fn reconnect(&mut self) -> bool {
+        let mut pause = CONNECT_PAUSE.0;
+        self.next = None;
+        loop {
+            let shared = Arc::clone(&self.shared);
+            let connecting = async {
+                let connection = connect(&shared, false).await?;
+                warm(&shared, &connection.0).await?;
+                Ok(connection)
+            };
+            match self.failing_commands(connecting).await {
+                None => return false,
+                Some(Ok((link, statements, epoch, next_seq))) => {
+                    (self.link, self.statements, self.epoch) = (link, statements, epoch);
+                    self.next_seq = self.next_seq.max(next_seq);
+                    info!("the job store works again");
+                    return true;
+                }
+                Some(Err(OpenError::SeatLost)) => {
+                    self.shared.lost.cancel();
+                    return true;
+                }
+                Some(Err(error)) => {
+                    warn!(%error, "failed to connect to the database; trying again");
+                    self.shared.set_trouble(Some(error.to_string()));
+                }
+            }
+            if self.failing_commands(sleep(pause)).await.is_none() {
+                return false;
+            }
+            pause = (pause * 2).min(CONNECT_PAUSE.1);
+        }
+    }
+
+    /// Waits for `work`. Whatever is asked meanwhile fails. `None` if the store was closed.
+    async fn failing_commands<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                result = &mut work => return Some(result),
+                command = self.lanes.next() => drop(command?),
+            }
+        }
+    }
+
+    async fn reset(&mut self, reset: Reset) -> Result<(), OpenError> {
+        *self.shared.feed.lock() = Some(reset.feed);
+        warm(&self.shared, &self.link).await?;
+        let _ = reset.reply.send(Ok(()));
+        Ok(())
+    }
+
+    /// Takes the commands that wait for this batch.
+    fn fill(&mut self, first: Command) -> (Needs, Vec<Run>) {
+        let (mut needs, mut runs) = (Needs::default(), Vec::new());
+        let mut next = Some(first);
+        while let Some(command) = next.take() {
+            match command {
+                Command::Change { needs: mut more, run } => {
+                    needs.add(&mut more);
+                    runs.push(run);
+                }
+                reset @ Command::Reset(_) => {
+                    self.next = Some(reset);
+                    break;
+                }
+            }
+            if needs.count < MAX_CHANGES && needs.bytes < MAX_BYTES {
+                next = self.lanes.try_next();
+            }
+        }
+        (needs, runs)
+    }
+
+    async fn commit(&mut self, first: Command) -> Result<(), OpenError> {
+        let started = Instant::now();
+        let (needs, runs) = self.fill(first);
+        let deadline = tokio::time::Instant::now() + ANSWER_TIMEOUT * 2;
+        let late = || OpenError::Connect("no answer".to_owned());
+        let work = async {
+            let mut batch = self.load(&needs).await?;
+            let answers: Vec<Answer> = runs.into_iter().map(|run| run(&mut batch)).collect();
+            if batch.is_empty() {
+                self.link.client.batch_execute("rollback").await?;
+                return Ok((batch, State::default(), answers));
+            }
+            let state = self.save(&batch).await?;
+            Ok::<_, OpenError>((batch, state, answers))
+        };
+        let (batch, state, answers) = tokio::select! {
+            done = work => done?,
+            () = sleep_until(deadline) => return Err(late()),
+        };
+        if !batch.is_empty() {
+            self.next_seq = batch.next_seq;
+            self.publish(&batch, state, started);
+        }
+        answers.into_iter().for_each(|answer| answer());
+        Ok(())
+    }
+
+    /// Begins the transaction, checks the seat and reads what the changes need. No row is locked but the seat's: only its
+    /// holder writes.
+    async fn load(&self, needs: &Needs) -> Result<Batch, OpenError> {
+        let (client, statements) = (&self.link.client, &self.statements);
+        let rows = async |statement: &Statement, ids: Sql<'_>, is_empty: bool| {
+            if is_empty { Ok(Vec::new()) } else { client.query(statement, &[ids]).await }
+        };
+        let epoch: [Sql<'_>; 1] = [&self.epoch];
+        let (_, seat, jobs, requests, attempts, keys) = try_join!(
+            client.batch_execute("begin"),
+            client.query_opt(&statements.check_seat, &epoch),
+            rows(&statements.load_jobs, &needs.jobs, needs.jobs.is_empty()),
+            rows(&statements.load_requests, &needs.requests, needs.requests.is_empty()),
+            rows(&statements.load_last_attempts, &needs.last_attempts, needs.last_attempts.is_empty()),
+            rows(&statements.load_keys, &needs.keys, needs.keys.is_empty()),
+        )?;
+        if seat.is_none() {
+            return Err(OpenError::SeatLost);
+        }
+        let skipped = self.shared.clock.skipped(IdempotencyKey::WINDOW);
+        let mut batch = Batch { next_seq: self.next_seq, skipped, ..Batch::default() };
+        for row in jobs {
+            let (id, entry) = entry(&row)?;
+            batch.entries.insert(id, entry);
+        }
+        for row in requests {
+            let body: &[u8] = row.try_get(1)?;
+            batch.requests.insert(row.try_get(0)?, serde_json::from_slice(body).map_err(|error| error.to_string()));
+        }
+        for row in attempts {
+            if let Some(entry) = batch.entries.get_mut(&row.try_get(0)?) {
+                entry.last_attempt = serde_json::from_slice(row.try_get(1)?).ok();
+            }
+        }
+        for row in keys {
+            let key = Key {
+                body: row.try_get(1)?,
+                job: row.try_get(2)?,
+                expires_at: Timestamp::from_millis(row.try_get(3)?),
+                is_new: false,
+            };
+            batch.keys.insert(row.try_get(0)?, key);
+        }
+        Ok(batch)
+    }
+
+    /// Writes the batch and commits. Returns the state of the store after it.
+    async fn save(&self, batch: &Batch) -> Result<State, OpenError> {
+        let mut state = self.shared.state.read().clone();
+        let client = &self.link.client;
+        for (id, entry, oldest) in &batch.audit {
+            let surplus = state.audit_bytes - i64::try_from(MAX_AUDIT_BYTES).unwrap_or(i64::MAX);
+            let written = client.query_one(&self.statements.append_audit, &[id, &entry.as_bytes()]).await?;
+            let written = i64::from(written.try_get::<_, i32>(0)?);
+            let trimmed = client.query_one(&self.statements.trim_audit, &[id, oldest, &(surplus + written)]).await?;
+            state.audit_bytes += written - trimmed.try_get::<_, i64>(0)?;
+        }
+        let ledger = state.add_costs(batch);
+        for entry in batch.entries.values().filter(|entry| entry.is_changed) {
+            state.count(entry);
+        }
+        let jobs = Columns::of(batch).map_err(OpenError::Unreadable)?;
+        let commit = async {
+            let syncing = Instant::now();
+            client.batch_execute("commit").await?;
+            self.shared.metrics.store_sync_seconds.observe(syncing.elapsed().as_secs_f64());
+            Ok(())
+        };
+        self.write(batch, &jobs, &ledger, &state, commit).await?;
+        state.forget_days();
+        Ok(state)
+    }
+
+    /// Sends all statements and `commit` at once, in this order.
+    async fn write(
+        &self,
+        batch: &Batch,
+        jobs: &Columns,
+        ledger: &LedgerRows,
+        state: &State,
+        commit: impl Future<Output = Result<(), tokio_postgres::Error>>,
+    ) -> Result<(), OpenError> {
+        let (client, of) = (&self.link.client, &self.statements);
+        let (request_seqs, requests): (Vec<i64>, Vec<&[u8]>) =
+            batch.new_requests.iter().map(|(seq, bytes)| (*seq, &bytes[..])).unzip();
+        let (places, bodies): (Vec<(i64, i64)>, Vec<&[u8]>) =
+            batch.attempts.iter().map(|(place, bytes)| (*place, &bytes[..])).unzip();
+        let (attempt_seqs, numbers): (Vec<i64>, Vec<i64>) = places.into_iter().unzip();
+        let (dropped_seqs, dropped): (Vec<i64>, Vec<i64>) = batch.dropped_attempts.iter().copied().unzip();
+        let most_attempts = i64::try_from(MAX_ATTEMPTS).unwrap_or(i64::MAX);
+        let forget_keys = batch.forget_keys.map_or(i64::MIN, Timestamp::as_millis);
+        let set = batch.settings.iter().filter_map(|(name, value)| Some((name.as_bytes(), value.as_ref()?.as_bytes())));
+        let (names, values): (Vec<&[u8]>, Vec<&[u8]>) = set.unzip();
+        let unset = batch.settings.iter().filter(|(_, value)| value.is_none()).map(|(name, _)| name.as_bytes());
+        let unset: Vec<&[u8]> = unset.collect();
+        let oldest_day = state.first_kept_day();
+        let Columns { seqs, ids, records, statuses, callers, questions, created, finished, unnotified, .. } = jobs;
+        let Columns { delivery_seqs, delivery_callers, hosts, next, failing, deliveries, removed, .. } = jobs;
+        let Columns { keys, key_bodies, key_jobs, key_ends, .. } = jobs;
+        let LedgerRows { days, models, sums } = ledger;
+        let all: [(&Statement, &[Sql<'_>], bool); 13] = [
+            (
+                &of.save_jobs,
+                &[seqs, ids, records, statuses, callers, questions, created, finished, unnotified],
+                seqs.is_empty(),
+            ),
+            (&of.save_requests, &[&request_seqs, &requests], requests.is_empty()),
+            (&of.drop_attempts, &[&dropped_seqs, &dropped], dropped.is_empty()),
+            (&of.save_attempts, &[&attempt_seqs, &numbers, &bodies], bodies.is_empty()),
+            (&of.trim_attempts, &[&batch.long_histories, &most_attempts], batch.long_histories.is_empty()),
+            (
+                &of.save_deliveries,
+                &[delivery_seqs, delivery_callers, hosts, next, failing, deliveries],
+                deliveries.is_empty(),
+            ),
+            (&of.save_keys, &[keys, key_bodies, key_jobs, key_ends], keys.is_empty()),
+            (&of.delete_keys, &[&forget_keys, &FORGOTTEN_KEYS], batch.forget_keys.is_none()),
+            (&of.delete_jobs, &[removed], removed.is_empty()),
+            (&of.save_ledger, &[days, models, sums], days.is_empty()),
+            (&of.delete_days, &[&oldest_day], days.is_empty()),
+            (&of.save_settings, &[&names, &values], names.is_empty()),
+            (&of.delete_settings, &[&unset], unset.is_empty()),
+        ];
+        let mut sent = Vec::with_capacity(all.len());
+        for (statement, values, is_empty) in all {
+            if !is_empty {
+                let mut answer = Box::pin(client.execute(statement, values));
+                // The first poll sends it.
+                match poll!(&mut answer) {
+                    Poll::Ready(answer) => drop(answer?),
+                    Poll::Pending => sent.push(answer),
+                }
+            }
+        }
+        let answers = async {
+            for answer in sent {
+                answer.await?;
+            }
+            Ok(())
+        };
+        // Polls `commit` before the answers have come.
+        try_join!(answers, commit)?;
+        Ok(())
+    }
+
+    /// Makes a committed batch visible and notifies the feed.
+    fn publish(&self, batch: &Batch, state: State, started: Instant) {
+        let totals = state.totals();
+        *self.shared.state.write() = state;
+        let has_jobs = batch.entries.values().any(|entry| entry.is_changed);
+        if has_jobs {
+            self.shared.metrics.store_commits.inc();
+            self.shared.metrics.store_commit_seconds.observe(started.elapsed().as_secs_f64());
+        }
+        if has_jobs || !batch.costs.is_empty() {
+            let feed = self.shared.feed.lock().clone();
+            feed.inspect(|feed| feed.changed(&batch.changes, totals));
+        }
+    }
+}
+
+/// A connection for the writer, its statements, the epoch that it wrote, and the first free number.
+async fn connect(shared: &Shared, is_first: bool) -> Result<(Link, Statements, i64, i64), OpenError> {
+    let link = shared.database.connect().await?;
+    let opening = async {
+        let seat = link.client.query_opt(include_str!("take_seat.sql"), &[&shared.database.node, &is_first]).await?;
+        let seat = seat.ok_or(OpenError::SeatLost)?;
+        if is_first {
+            let time =
+                seat.try_get::<_, Option<&[u8]>>(1)?.and_then(|time| postcard::from_bytes::<SavedTime>(time).ok());
+            shared.clock.resume(time.as_ref());
+        }
+        let statements = Statements::prepare(&link).await?;
+        let next_seq = load_state(shared, &link).await?;
+        Ok::<_, OpenError>((statements, seat.try_get(0)?, next_seq))
+    };
+    let no_answer = |_| Err(OpenError::Connect("no answer".to_owned()));
+    let (statements, epoch, next_seq) = timeout(ANSWER_TIMEOUT * 2, opening).await.unwrap_or_else(no_answer)?;
+    Ok((link, statements, epoch, next_seq))
+}
+
+/// Reads the sums over all jobs, and the ledger. Returns the first free number.
+async fn load_state(shared: &Shared, link: &Link) -> Result<i64, OpenError> {
+    let totals = link.client.query_one(include_str!("totals.sql"), &[]).await?;
+    let count = |column| Ok::<_, OpenError>(usize::try_from(totals.try_get::<_, i64>(column)?).unwrap_or(0));
+    let ended = EndedCounts { succeeded: count(0)?, failed: count(1)?, cancelled: count(2)? };
+    let mut days = BTreeMap::<Day, ByModel>::new();
+    for row in link.client.query(include_str!("ledger.sql"), &[]).await? {
+        let day = Day::from_number(u32::try_from(row.try_get::<_, i64>(0)?).unwrap_or(u32::MAX));
+        let sums = postcard::from_bytes(row.try_get(2)?).map_err(|error| OpenError::Unreadable(error.to_string()))?;
+        days.entry(day).or_default().insert(row.try_get(1)?, sums);
+    }
+    let state = State { ended, unnotified: count(3)?, days: Arc::new(days), audit_bytes: totals.try_get(5)? };
+    *shared.state.write() = state;
+    Ok(totals.try_get(4)?)
+}
+
+/// Resets the feed with all pending jobs, and ends the trouble.
+async fn warm(shared: &Shared, link: &Link) -> Result<(), OpenError> {
+    let feed = shared.feed.lock().clone();
+    if let Some(feed) = feed {
+        let rows = link.client.query(include_str!("pending.sql"), &[]).await?;
+        let jobs =
+            rows.iter().map(|row| codec::decode(row.try_get(0).map_err(|error| error.to_string())?).map(Arc::new));
+        let jobs = jobs.collect::<Result<Vec<_>, String>>().map_err(OpenError::Unreadable)?;
+        feed.reset(jobs, shared.state.read().totals());
+    }
+    shared.set_trouble(None);
+    Ok(())
+}
+
+fn entry(row: &Row) -> Result<(JobId, Entry), OpenError> {
+    let job = codec::decode(row.try_get(2)?).map_err(OpenError::Unreadable)?;
+    let delivery: Option<&[u8]> = row.try_get(4)?;
+    let delivery = delivery.map(serde_json::from_slice).transpose();
+    let delivery = delivery.map_err(|error| OpenError::Unreadable(error.to_string()))?;
+    let entry = Entry {
+        seq: row.try_get(1)?,
+        before: Some((job.state, row.try_get(3)?)),
+        job: Some(Arc::new(job)),
+        delivery,
+        last_attempt: None,
+        is_changed: false,
+        has_new_delivery: false,
+    };
+    Ok((row.try_get(0)?, entry))
+}
