@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::{Operations, QueueError, add_caller_digest, outlook::Allowance};
+use super::{core::add_caller_digest, error::QueueError, handles::Operations, outlook::Allowance};
 use crate::{
     audit::{AuditLog, OpenEntry},
     job::{AtRisk, Cursor, JobFilter, JobId, JobStatus, Listing, Order, StatusCounts, caller},

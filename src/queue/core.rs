@@ -5,19 +5,31 @@ use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::Poll,
+    time::Duration,
 };
 
 use tracing::info;
 
-use super::{Inner, QueueError, board::Arrivals};
+use super::{board::Arrivals, error::QueueError, handles::Inner};
 use crate::{
     clock::Timestamp,
-    job::{AtRisk, Job, JobEvent, JobId, JobRecord, JobStatus, StatusCounts, TransitionError, caller::Caller},
+    digest::sha256,
+    job::{
+        AtRisk, Job, JobEvent, JobFilter, JobId, JobRecord, JobStatus, StatusCounts, TransitionError,
+        caller::{self, Caller},
+    },
     metrics::kind,
     store::StoreError,
 };
 
+/// A waiter looks at its job at least so often, should it have missed a signal.
+pub(super) const WAIT_POLL: Duration = Duration::from_secs(5);
+
 impl Inner {
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.is_on()
+    }
+
     /// The service time.
     pub(super) fn now(&self) -> Timestamp {
         self.clock.now()
@@ -34,7 +46,7 @@ impl Inner {
     /// The job without its request and history.
     ///
     /// # Errors
-    /// As [`super::Queue::get`].
+    /// As [`super::handles::Queue::get`].
     pub(super) async fn find(&self, id: JobId) -> Result<Job, QueueError> {
         match self.board.get(id) {
             Some(job) => Ok((*job).clone()),
@@ -89,7 +101,7 @@ impl Inner {
         Some((self.policy.estimate_risk)(&request))
     }
 
-    /// As [`super::Queue::requeue`], without a look at the job afterwards.
+    /// As [`super::handles::Queue::requeue`], without a look at the job afterwards.
     pub(super) async fn put_back(self: &Arc<Self>, id: JobId, by: Caller) -> Result<(), QueueError> {
         let (now, job) = (self.now(), self.find(id).await?);
         let event = JobEvent::Requeue { run_at: now };
@@ -192,4 +204,15 @@ impl<T: Send + 'static> Drop for Outliving<T> {
             runtime.spawn(call);
         }
     }
+}
+
+/// The first half of a SHA-256: no two texts are known to share even that.
+pub(super) fn digest(bytes: &[u8]) -> [u8; 16] {
+    let whole = sha256(&[bytes]);
+    std::array::from_fn(|place| whole[place])
+}
+
+/// Adds what tells the caller's jobs from others without reading them.
+pub(super) fn add_caller_digest(filter: &mut JobFilter) {
+    filter.caller_digest = filter.caller.as_deref().and_then(caller::named);
 }

@@ -1,7 +1,7 @@
 //! The estimate of when the answer of a queued job comes: the figures for `outlook`, from the queue as it stands.
 
 use super::{
-    Inner, Queue,
+    handles::{Inner, Queue},
     order::DEMOTED_SHARE,
     outlook::{self, Allowance, Figures, Outlook},
     service_time::Kind,

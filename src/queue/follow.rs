@@ -1,86 +1,18 @@
 //! Following a job on its way: every change of its status, the text of its running attempt as it comes, its end.
 //!
-//! The text of an attempt is kept once, in its [`Draft`], however many follow it; a follower holds no more than how far
+//! The text of an attempt is kept once, in its [`super::draft::Draft`], however many follow it; a follower holds no more than how far
 //! it has read. So nothing grows for a slow one and nobody waits for it: its pieces are larger. A signal says only that
 //! there may be news; the store and the draft are the truth, so one that was missed costs a moment and no news.
 
 use std::{sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 
-use super::{Queue, QueueError, WAIT_POLL, service_time::Progress, wait::Interest};
+use super::{core::WAIT_POLL, error::QueueError, handles::Queue, wait::Interest};
 use crate::job::{Job, JobId, JobRecord, JobStatus};
-
-/// Most bytes of an attempt's text that are kept for followers: four times the longest usual memo. What comes after
-/// them is in the result only.
-const MAX_DRAFT_BYTES: usize = 256 << 10;
 
 /// Pieces of text are at least so far apart: faster than anybody reads, slower than tokens come.
 const PIECE_INTERVAL: Duration = Duration::from_millis(100);
-
-/// What has come of an attempt's answer. Lives as long as the attempt, in memory only.
-#[derive(Debug)]
-pub struct Draft {
-    attempt: u32,
-    /// When the attempt was claimed.
-    begun_at: Instant,
-    text: Mutex<String>,
-    times: Mutex<Option<Times>>,
-    grown: Notify,
-}
-
-/// When the text of an attempt came, and how much.
-#[derive(Clone, Copy, Debug)]
-struct Times {
-    first: Instant,
-    last: Instant,
-    bytes: usize,
-}
-
-impl Draft {
-    pub(super) fn new(attempt: u32) -> Draft {
-        Draft {
-            attempt,
-            begun_at: Instant::now(),
-            text: Mutex::default(),
-            times: Mutex::default(),
-            grown: Notify::new(),
-        }
-    }
-
-    /// How far the attempt has come.
-    pub(super) fn progress(&self) -> Progress {
-        let text = self.times.lock().map(|times| (times.first.elapsed(), times.bytes));
-        Progress { elapsed: self.begun_at.elapsed(), text }
-    }
-
-    /// From the first piece of the text to the last, and its bytes.
-    pub(super) fn written(&self) -> (Duration, usize) {
-        self.times.lock().map_or((Duration::ZERO, 0), |times| (times.last - times.first, times.bytes))
-    }
-
-    /// Adds the next piece. Costs its copy when nobody follows.
-    pub fn push(&self, piece: &str) {
-        let now = Instant::now();
-        let mut times = self.times.lock();
-        let Times { first, bytes, .. } = times.unwrap_or(Times { first: now, last: now, bytes: 0 });
-        *times = Some(Times { first, last: now, bytes: bytes + piece.len() });
-        drop(times);
-        let mut text = self.text.lock();
-        let room = MAX_DRAFT_BYTES - text.len();
-        text.push_str(&piece[..piece.floor_char_boundary(room)]);
-        drop(text);
-        self.grown.notify_waiters();
-    }
-
-    /// What follows the first `seen` bytes, if anything does. A place that never was counts as the start.
-    fn after(&self, seen: usize) -> Option<(usize, String)> {
-        let text = self.text.lock();
-        let (start, rest) = text.get(seen..).map_or((0, text.as_str()), |rest| (seen, rest));
-        (!rest.is_empty()).then(|| (start, rest.to_owned()))
-    }
-}
 
 /// How much of a job's way a follower knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -201,33 +133,5 @@ impl Follower {
                 () = queue.0.closing.cancelled() => {}
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_draft_gives_what_was_not_seen_and_all_of_it_to_whoever_saw_something_else() {
-        let draft = Draft::new(1);
-        assert_eq!(draft.after(0), None);
-        draft.push("数a");
-        assert_eq!(draft.after(0), Some((0, "数a".to_owned())));
-        assert_eq!(draft.after(3), Some((3, "a".to_owned())));
-        assert_eq!(draft.after(4), None);
-        assert_eq!(draft.after(1), Some((0, "数a".to_owned())), "within a character");
-        assert_eq!(draft.after(99), Some((0, "数a".to_owned())), "of another life");
-    }
-
-    #[test]
-    fn a_draft_has_its_bound_however_it_is_reached() {
-        let draft = Draft::new(1);
-        draft.push(&"x".repeat(MAX_DRAFT_BYTES - 1));
-        draft.push("数");
-        draft.push(&"y".repeat(MAX_DRAFT_BYTES));
-        let (_, text) = draft.after(0).unwrap();
-        assert_eq!(text.len(), MAX_DRAFT_BYTES);
-        assert!(text.ends_with("xy"), "a piece that no longer fits is left out as a whole character");
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    Inner, Queue, QueueError,
+    error::QueueError,
+    handles::{Inner, Queue},
     order::Waiting,
     service_time::{Expectation, Progress},
 };

@@ -2,7 +2,12 @@
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::{Queue, QueueError, Quota, WAIT_POLL, add_caller_digest};
+use super::{
+    admission::Quota,
+    core::{WAIT_POLL, add_caller_digest},
+    error::QueueError,
+    handles::Queue,
+};
 use crate::{
     clock::Timestamp,
     job::{

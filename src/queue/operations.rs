@@ -1,10 +1,16 @@
-//! What operators do to jobs and see of the queue, besides `pause`, `bulk`, `reparse` and `webhooks`.
+//! What operators do to jobs and see of the queue, besides `bulk`, `reparse` and `webhooks`.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Operations, QueueError, Refused, core::store_admitted, refused::Shortage};
+use super::{
+    core::store_admitted,
+    error::QueueError,
+    handles::Operations,
+    pause::Pause,
+    refused::{Refused, Shortage},
+};
 use crate::{
     clock::Timestamp,
     history::History,
@@ -130,5 +136,36 @@ impl Operations {
     /// What the disk is short of, if it is: then no job is accepted, and all else goes on.
     pub fn shortage(&self) -> Option<Shortage> {
         self.0.bounds.disk_space.shortage()
+    }
+
+    /// Has no further job claimed until [`Operations::resume`], also after a restart. A queue that is paused stays as it is.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`]; then the queue goes on.
+    pub async fn pause(&self, by: &str) -> Result<Pause, QueueError> {
+        if let Some(paused) = self.paused() {
+            return Ok(paused);
+        }
+        let pause = Pause { by: by.to_owned(), at: self.0.now() };
+        self.0.paused.set(&self.0.registry, Some(pause.clone())).await?;
+        Ok(pause)
+    }
+
+    /// Has jobs claimed again.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`]; then the queue stays paused.
+    pub async fn resume(&self) -> Result<(), QueueError> {
+        if self.paused().is_none() {
+            return Ok(());
+        }
+        self.0.paused.set(&self.0.registry, None).await?;
+        self.0.ready.notify_one();
+        Ok(())
+    }
+
+    /// Who paused the queue, if it is.
+    pub fn paused(&self) -> Option<Pause> {
+        self.0.paused.get()
     }
 }

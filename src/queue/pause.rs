@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::{Inner, Operations, QueueError};
 use crate::{
     clock::Timestamp,
     registry::{Registry, Unavailable},
@@ -37,52 +36,21 @@ impl Switch {
         Ok(Switch(RwLock::new(paused)))
     }
 
-    fn get(&self) -> Option<Pause> {
+    pub(super) fn get(&self) -> Option<Pause> {
         self.0.read().clone()
     }
 
-    fn set(&self, paused: Option<Pause>) {
+    pub(super) fn is_on(&self) -> bool {
+        self.0.read().is_some()
+    }
+
+    /// Stores the change, then makes it.
+    pub(super) async fn set(&self, registry: &Registry, paused: Option<Pause>) -> Result<(), Unavailable> {
+        match &paused {
+            Some(pause) => registry.put(SETTING.to_owned(), pause).await?,
+            None => registry.delete(SETTING.to_owned()).await?,
+        }
         *self.0.write() = paused;
-    }
-}
-
-impl Operations {
-    /// Has no further job claimed until [`Operations::resume`], also after a restart. A queue that is paused stays as it is.
-    ///
-    /// # Errors
-    /// [`QueueError::Unavailable`]; then the queue goes on.
-    pub async fn pause(&self, by: &str) -> Result<Pause, QueueError> {
-        if let Some(paused) = self.paused() {
-            return Ok(paused);
-        }
-        let pause = Pause { by: by.to_owned(), at: self.0.now() };
-        self.0.registry.put(SETTING.to_owned(), &pause).await?;
-        self.0.paused.set(Some(pause.clone()));
-        Ok(pause)
-    }
-
-    /// Has jobs claimed again.
-    ///
-    /// # Errors
-    /// [`QueueError::Unavailable`]; then the queue stays paused.
-    pub async fn resume(&self) -> Result<(), QueueError> {
-        if self.paused().is_none() {
-            return Ok(());
-        }
-        self.0.registry.delete(SETTING.to_owned()).await?;
-        self.0.paused.set(None);
-        self.0.ready.notify_one();
         Ok(())
-    }
-
-    /// Who paused the queue, if it is.
-    pub fn paused(&self) -> Option<Pause> {
-        self.0.paused.get()
-    }
-}
-
-impl Inner {
-    pub(super) fn is_paused(&self) -> bool {
-        self.paused.0.read().is_some()
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use super::{Operations, QueueError};
+use super::{error::QueueError, handles::Operations};
 use crate::job::{AttemptReport, FailureCode, JobEvent, JobId, JobRecord, JobState};
 
 impl Operations {

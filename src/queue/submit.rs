@@ -6,11 +6,12 @@ use std::{borrow::Cow, num::NonZeroU64, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Queue, QueueError, Reserved,
     board::Arrivals,
-    core::store_admitted,
-    digest,
+    claim::Reserved,
+    core::{digest, store_admitted},
+    error::QueueError,
     fair_queue::List,
+    handles::Queue,
     hold,
     order::{self, Waiting},
     outlook::{self, Allowance},

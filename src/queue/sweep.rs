@@ -4,7 +4,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use tracing::{error, info, warn};
 
-use super::{QueueError, Refused, WorkQueue};
+use super::{error::QueueError, handles::WorkQueue, refused::Refused};
 use crate::{
     clock::Timestamp,
     job::{FailureClass, Job, JobEvent, JobState},

@@ -13,28 +13,31 @@ use std::{
     collections::{HashMap, HashSet},
     num::NonZeroU64,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use futures_util::{future::join_all, poll};
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 use tokio::{task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
 
-use super::{board::Pick, hold::CHANCE_POLL, retry::RetryBounds, *};
+use super::{board::Pick, core::WAIT_POLL, hold::CHANCE_POLL, retry::RetryBounds, *};
 use crate::{
-    clock::Timestamp,
+    clock::{Clock, Timestamp},
     digest::Lane,
     job::{
-        AttemptOutcome, AttemptReport, Cached, Depth, FailureClass, FailureCode, IdempotencyKey, Job, JobRecord,
-        JobRequest, JobState, JobStatus, Listing, Owner, PRIORITY_OFFSET, Priority, TokenUsage,
+        AttemptOutcome, AttemptReport, Cached, Depth, FailureClass, FailureCode, IdempotencyKey, Job, JobId, JobRecord,
+        JobRequest, JobState, JobStatus, Listing, Owner, PRIORITY_OFFSET, Priority, TokenUsage, caller,
         disposition::Disposition,
     },
-    ledger::{Risk, Sums, total},
+    ledger::{Risk, Spending, Sums, total},
+    metrics::Metrics,
     store::{
-        Ledger as _,
+        JobStore as _, Ledger as _, Store, StoreError,
         fault::{Call, FaultStore, Moment},
         memory::MemoryStore,
         sled::{SledConfig, SledStore},

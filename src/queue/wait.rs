@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    follow::Draft,
+    draft::Draft,
     service_time::{Kind, Progress},
 };
 use crate::job::{Job, JobId, JobRequest, JobState};

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Operations, QueueError, add_caller_digest};
+use super::{core::add_caller_digest, error::QueueError, handles::Operations};
 use crate::job::{JobId, JobPage, JobRecord, Listing, caller::Caller};
 
 impl Operations {

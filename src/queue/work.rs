@@ -1,0 +1,265 @@
+//! The way of a job to its attempt: ready, proposed, claimed; its lease meanwhile, and its end.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::{
+    board::{Pick, Proposal},
+    claim::{Claim, Reserved, Standby},
+    draft::Draft,
+    error::QueueError,
+    fair_queue::{Lanes, List},
+    handles::{Inner, WorkQueue},
+    retry::{event_after, failure_report},
+    service_time::{Kind, Observed},
+};
+use crate::{
+    clock::Timestamp,
+    digest::Lane,
+    job::{
+        Attempt, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobId, JobRequest, disposition::Disposition,
+    },
+    store::{ClaimedJob, StoreError},
+};
+
+/// Longest pause between two tries to settle an attempt while the store is unavailable.
+const SETTLE_RETRY_MAX: Duration = Duration::from_secs(5);
+
+impl Inner {
+    /// Room for an attempt of this lane, if its call may be made at this moment.
+    pub(super) fn reserve(&self, lane: Lane) -> Option<Box<dyn Reserved>> {
+        let standby = self.standby.lock().as_ref().and_then(Weak::upgrade)?;
+        standby.reserve(lane)
+    }
+
+    /// Whether no job may be claimed at all.
+    pub(super) fn holds_all(&self) -> bool {
+        self.is_paused() || self.is_folder_gone()
+    }
+
+    /// Begins an attempt's stay in this process.
+    pub(super) async fn begin(&self, job: Job, request: Arc<JobRequest>, rejected: Option<Arc<Attempt>>) -> Claim {
+        if job.attempt == 1 {
+            let waited = self.now().since(job.due_at);
+            self.metrics.time_to_claim_seconds.observe(waited.as_secs_f64());
+        }
+        let (lost, draft) = (CancellationToken::new(), Arc::new(Draft::new(job.attempt)));
+        let stay = self.running.begin(&job, Arc::clone(&request), lost.clone(), Arc::clone(&draft));
+        // Its followers heard of the claim before there was a draft to read.
+        self.followers.notify(job.id);
+        // Whoever cancelled the job in between did not find the token yet.
+        if let Ok(current) = self.find(job.id).await {
+            self.running.check(&current);
+        }
+        Claim { job, request, rejected, refused_by: Vec::new(), lost, draft, _slot: stay }
+    }
+}
+
+impl WorkQueue {
+    /// Names who takes jobs at their submission.
+    pub fn set_standby(&self, standby: Weak<dyn Standby>) {
+        *self.0.standby.lock() = Some(standby);
+    }
+
+    /// Whether an operator has paused the queue.
+    pub fn is_paused(&self) -> bool {
+        self.0.is_paused()
+    }
+
+    /// The service time.
+    pub fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+
+    /// Waits until a job is ready. For one caller at a time.
+    pub async fn until_ready(&self) {
+        loop {
+            let changed = self.0.ready.notified();
+            if !self.0.holds_all() && self.0.board.ready(None) > 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// The models that ready jobs name, and `None` if some name none.
+    pub fn ready_lanes(&self) -> Vec<Lane> {
+        if self.0.holds_all() { Vec::new() } else { self.0.board.ready_lanes() }
+    }
+
+    /// Signalled when more jobs are ready.
+    pub fn ready(&self) -> &Notify {
+        &self.0.ready
+    }
+
+    /// Picks the first job of these lanes for [`WorkQueue::claim`], if one is ready.
+    pub fn propose(&self, lanes: &Lanes) -> Option<Proposal> {
+        if self.0.holds_all() {
+            return None;
+        }
+        let (now, board) = (self.0.now(), &self.0.board);
+        let pick = self.pick(now, lanes);
+        #[cfg(test)]
+        board.picks.lock().push(pick);
+        let proposal = board.propose(pick, lanes);
+        if let Pick::Job(id) = pick
+            && proposal.as_ref().is_none_or(|proposal| proposal.job.id != id)
+            && let Some(job) = board.get(id)
+        {
+            // It was not ready, and must not lose its place.
+            self.0.place(&job, now);
+        }
+        proposal
+    }
+
+    /// Claims a job for an attempt. The claim is on disk when this returns. `None` if the job was cancelled in this moment, or
+    /// needs no call.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn claim(&self, proposal: Proposal) -> Result<Option<Claim>, QueueError> {
+        let claimed = self.claim_in_store(&proposal).await;
+        let id = proposal.job.id;
+        drop(proposal);
+        if !matches!(claimed, Ok(Some(_)))
+            && let Some(job) = self.0.board.get(id)
+        {
+            self.0.place(&job, self.0.now());
+        }
+        let Some(ClaimedJob { job, request }) = claimed? else { return Ok(None) };
+        let (rejected, refused_by) = self.earlier_failures(&job).await;
+        Ok(Some(Claim { refused_by, ..self.0.begin(job, request, rejected).await }))
+    }
+
+    async fn claim_in_store(&self, proposal: &Proposal) -> Result<Option<ClaimedJob>, QueueError> {
+        let (id, now) = (proposal.job.id, self.0.now());
+        if let Some(report) = self.missed_answer(proposal).await
+            && self.0.try_transition(id, JobEvent::Share { report }).await?.is_some()
+        {
+            return Ok(None);
+        }
+        match self.0.store.claim(id, self.0.policy.owner, now.plus(self.0.policy.lease), now).await {
+            Ok(claimed) => {
+                proposal.confirm(&claimed.job);
+                Ok(Some(claimed))
+            }
+            // It was cancelled in this moment, or its deadline has passed.
+            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => Ok(None),
+            Err(StoreError::Corrupt { id, reason }) => {
+                self.fail_unreadable(id, &reason).await?;
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The answer that a job has missed, so that it is not asked and paid for again.
+    async fn missed_answer(&self, proposal: &Proposal) -> Option<Arc<AttemptReport>> {
+        let source = self.0.store.get(proposal.answered_by?).await.ok()??;
+        let report = &source.answer()?.report;
+        report.result.as_ref().map(|_| Arc::new(report.shared(source.job.id)))
+    }
+
+    /// Ends a job that asks what can't be read, or it would be the first to be claimed for ever.
+    async fn fail_unreadable(&self, id: JobId, reason: &str) -> Result<(), QueueError> {
+        error!(job.id = %id, reason, "failed to read a stored request: its job fails");
+        let message = format!("no call was made: the stored request can't be read ({reason}); submit it again");
+        let report = Arc::new(failure_report(FailureCode::Internal, message));
+        self.0.try_transition(id, JobEvent::FindUnreadable { report }).await.map(drop)
+    }
+
+    /// What the next attempt must know of those before: the newest whose answer was of no use, and the models that
+    /// declined. Where it can't be read, the job is asked as if for the first time.
+    async fn earlier_failures(&self, job: &Job) -> (Option<Arc<Attempt>>, Vec<String>) {
+        let [rejected, refused] =
+            [FailureClass::InvalidOutput, FailureClass::Refused].map(|class| job.failures.count(class) as usize);
+        if rejected + refused == 0 {
+            return (None, Vec::new());
+        }
+        let Ok(Some(record)) = self.0.store.get(job.id).await else { return (None, Vec::new()) };
+        let code = |attempt: &Attempt| attempt.report.error.as_ref().map(|error| error.code);
+        let newest_first = || record.attempts.iter().rev();
+        let is_rejected = |attempt: &&Arc<Attempt>| {
+            matches!(
+                code(attempt),
+                Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit)
+            )
+        };
+        let refused_by = newest_first()
+            .filter(|attempt| code(attempt) == Some(FailureCode::Refused))
+            .take(refused)
+            .filter_map(|attempt| attempt.report.model.clone());
+        (newest_first().find(is_rejected).filter(|_| rejected > 0).cloned(), refused_by.collect())
+    }
+
+    /// Which job the next claim is to take.
+    pub(super) fn pick(&self, now: Timestamp, lanes: &Lanes) -> Pick {
+        let Inner { policy, order, board, service_time, .. } = &*self.0;
+        if !policy.deadlines_first {
+            return Pick::First;
+        }
+        let free = self.0.workers().saturating_sub(self.0.running_attempts());
+        let is_met =
+            |kind: &Kind, left, is_contested| self.0.is_met(&service_time.expectation(kind), left, is_contested);
+        order.pick(now, policy.background_share, free, lanes, is_met, || board.ready(Some(List::Background)) > 0)
+    }
+
+    /// How long a claim lasts without a heartbeat.
+    pub fn lease(&self) -> Duration {
+        self.0.policy.lease
+    }
+
+    /// The heartbeat of an attempt. `Ok(false)`: the job is lost.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`]; the lease holds until its end.
+    pub async fn extend(&self, job: &Job) -> Result<bool, QueueError> {
+        let lease_until = self.0.now().plus(self.0.policy.lease);
+        match self.0.transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {
+                self.0.metrics.leases_lost.inc();
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Settles an attempt, durably. As long as the store is unavailable it tries again: the answer is paid for. A job
+    /// that is not the attempt's any more stays as it is.
+    pub async fn settle(&self, job: &Job, disposition: &Disposition, report: AttemptReport) {
+        let mut pause = Duration::from_millis(100);
+        let event = event_after(job, disposition, report, &self.0.policy.retries, rand::random(), self.0.now());
+        loop {
+            match self.0.transition(job.id, event.clone()).await {
+                Ok(_) => {
+                    // From before the claim was written to after the answer was: what a client that waits has to wait.
+                    if let (Disposition::Succeed, Some(started_at)) = (disposition, job.started_at) {
+                        let (kind, draft) = (self.0.running.kind(job.id), self.0.running.draft(job.id));
+                        let kind = kind.unwrap_or_else(|| Kind::of(&JobRequest::default(), job.waited_for));
+                        let (writing, bytes) = draft.map_or((Duration::ZERO, 0), |draft| draft.written());
+                        let took = self.0.now().since(started_at);
+                        self.0.service_time.observe(&kind, Observed { took, writing, bytes });
+                    }
+                    break;
+                }
+                Err(error @ StoreError::Unavailable { .. }) => {
+                    warn!(job.id = %job.id, attempt = job.attempt, %error, "failed to store the result of an attempt; trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(SETTLE_RETRY_MAX);
+                }
+                Err(error) => {
+                    self.0.metrics.leases_lost.inc();
+                    warn!(job.id = %job.id, attempt = job.attempt, %error, "the result of an attempt is ignored, because it lost its lease");
+                    break;
+                }
+            }
+        }
+    }
+}
