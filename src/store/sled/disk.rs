@@ -164,13 +164,26 @@ fn open_sled(path: &Path, cache_bytes: u64, is_new: bool) -> Result<sled::Db, Op
     let config = config(path, cache_bytes);
     let is_locked = |result: &thread::Result<sled::Result<sled::Db>>| matches!(result, Ok(Err(sled::Error::Io(error))) if error.to_string().contains("could not acquire lock"));
     // A cut file can make sled panic instead of failing.
-    match retry_while(is_locked, || catch_unwind(AssertUnwindSafe(|| config.open()))) {
+    let open = || retry_while(is_locked, || catch_unwind(AssertUnwindSafe(|| config.open())));
+    let mut result = open();
+    if matches!(result, Ok(Err(sled::Error::Corruption { .. }))) && remove_torn_snapshots(path) {
+        result = open();
+    }
+    match result {
         Ok(Ok(tree)) => Ok(tree),
         result if is_locked(&result) => Err(OpenError::InUse { path: path.to_owned() }),
         Ok(Err(sled::Error::Io(source))) if is_new => Err(OpenError::Folder { path: path.to_owned(), source }),
         Ok(Err(error)) => Err(unreadable(error.to_string())),
         Err(_) => Err(unreadable("the files are damaged".to_owned())),
     }
+}
+
+/// Removes snapshots that sled began to write and a full disk cut off; true if there were any. sled takes such a file for its
+/// newest snapshot and fails. Without it sled reads the one before, and what came later from the log.
+fn remove_torn_snapshots(folder: &Path) -> bool {
+    let paths = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let torn = paths.filter(|path| path.extension().is_some_and(|extension| extension == "generating"));
+    torn.filter(|path| fs::remove_file(path).is_ok()).count() > 0
 }
 
 pub(super) fn retry_while<T>(is_locked: impl Fn(&T) -> bool, mut attempt: impl FnMut() -> T) -> T {

@@ -732,6 +732,22 @@ async fn a_store_with_jobs_is_never_taken_for_one_in_the_making() {
     }
 }
 
+#[tokio::test]
+async fn a_snapshot_that_a_full_disk_cut_off_does_not_stop_a_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    store.insert(job(0), request(0)).await.unwrap();
+    store.close().await;
+    drop(store);
+    let torn = folder.path().join("snap.FFFFFFFFFFFFFFFF.generating");
+    for bytes in [&[][..], &[7; 500]] {
+        std::fs::write(&torn, bytes).unwrap();
+        let store = open(folder.path());
+        assert_eq!(store.pending(), [Arc::new(job(0))], "{} bytes", bytes.len());
+        assert!(!torn.exists());
+    }
+}
+
 #[test]
 fn a_store_of_a_newer_format_is_refused_and_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
