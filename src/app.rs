@@ -132,22 +132,13 @@ impl App {
         let policy = parts::policy(settings, tuning, &agent.planner, &limits, &clock);
         let queue = Queue::open(Arc::clone(&store), clock.clone(), policy, metrics.clone(), spending, closing.clone());
         let queue = queue.await.map_err(StartError::Recovery)?;
-        let (registry, audit) =
-            (Registry::new(Arc::clone(&store) as _), AuditLog::new(Arc::clone(&store) as _, clock.clone()));
+        let registry = Registry::new(Arc::clone(&store) as _);
+        let audit = Arc::new(AuditLog::new(Arc::clone(&store) as _, clock.clone()));
         let keys = settings.api_keys.as_ref();
         let needs_key = settings.requires_api_key();
         let auth = Auth::load(admin_token.clone(), keys, tokens, needs_key, registry.clone(), clock.clone()).await?;
-        let (auth, audit) = (Arc::new(auth), Arc::new(audit));
-        let secrets = secrets::webhook_secrets(settings, registry.clone(), clock.clone())?;
-        let webhooks = Webhooks::new(
-            queue.clone(),
-            Arc::clone(&store) as _,
-            secrets,
-            parts::callbacks(settings),
-            settings.public_url.clone(),
-            metrics.clone(),
-        );
-        let webhooks = webhooks.map_err(StartError::Webhooks)?;
+        let auth = Arc::new(auth);
+        let webhooks = webhooks(settings, &queue, &store, registry.clone(), &clock, &metrics)?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
         let sessions = Sessions::load(registry.clone(), clock.clone()).await?;
@@ -171,20 +162,10 @@ impl App {
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
-        // A database watches its own disk.
-        let disk = settings.database_url.is_none().then(|| {
-            DiskWatch::new(parts::store_folder(settings), parts::STORE_FILE, tuning.has_disk_floor, metrics.clone())
-        });
-        let warm_up_after = tuning.warm_up_after.filter(|_| !tuning.is_simulated);
-        let tracker = start_tasks(
-            &worker,
-            parts::workers(settings),
-            disk,
-            webhooks.clone(),
-            upkeep.run(warm_up_after),
-            queue.operations(),
-        )
-        .await;
+        let disk = parts::disk_watch(settings, tuning, &metrics);
+        let upkeep = upkeep.run(tuning.warm_up_after.filter(|_| !tuning.is_simulated));
+        let (calls, operations) = (parts::workers(settings), queue.operations());
+        let tracker = start_tasks(&worker, calls, disk, webhooks.clone(), upkeep, operations.clone()).await;
         let api = api(settings, &queue, &worker, &prompts, &auth, (&store, &audit), webhooks);
         let shown = parts::shown(settings, tuning, address);
         let router = http::router(api, |api| dashboard::router(api, sessions, shown));
@@ -203,7 +184,7 @@ impl App {
             tracker,
             prompts,
             auth,
-            operations: queue.operations(),
+            operations,
             audit,
             store,
             http,
@@ -301,6 +282,20 @@ async fn open(
         Arc::new(task::spawn_blocking(move || SledStore::open(config, clock, metrics)).await??)
     };
     Ok((store, client.await??))
+}
+
+fn webhooks(
+    settings: &Settings,
+    queue: &Queue,
+    store: &Arc<dyn Store>,
+    registry: Registry,
+    clock: &Clock,
+    metrics: &Metrics,
+) -> Result<Webhooks, StartError> {
+    let secrets = secrets::webhook_secrets(settings, registry, clock.clone())?;
+    let (callbacks, public_url) = (parts::callbacks(settings), settings.public_url.clone());
+    let outbox = Arc::clone(store) as _;
+    Webhooks::new(queue.clone(), outbox, secrets, callbacks, public_url, metrics.clone()).map_err(StartError::Webhooks)
 }
 
 /// Ends the attempts and the overdue jobs of the last run.

@@ -93,7 +93,9 @@ impl<A: Analyst> Dispatcher<A> {
         let Inner { worker: Worker { queue, limits, .. }, slots, tracker, .. } = &*self.0;
         loop {
             let retry_at = *self.0.retry_at.lock();
-            tokio::time::sleep_until(retry_at).await;
+            if retry_at > Instant::now() {
+                tokio::time::sleep_until(retry_at).await;
+            }
             queue.until_ready().await;
             let Ok(slot) = Arc::clone(slots).acquire_owned().await else { return };
             let permit = limits.permit(|| queue.ready_lanes(), queue.ready()).await;

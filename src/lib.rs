@@ -6,12 +6,11 @@
 //! Imports point down only; `tests/tidy.rs` holds them to it.
 //!
 //! ```text
-//! main ─▶ cli ─▶ app ─▶ http · dashboard · dispatch ─▶ worker · sweeper · webhook ─▶ queue ─▶ audit · history ─▶ registry ─▶ store (traits) ─▶ ledger ─▶ job
-//!                 │        └▶ auth ─▶ registry
-//!                 │              └▶ agent ─▶ prompts · claude · analysis
-//!                 │              └▶ limits
-//!                 └▶ store::sled, named nowhere else
-//! leaves: config, clock, digest, metrics, telemetry
+//! main ─▶ cli ─▶ app ─▶ http · dashboard · dispatch ─▶ worker · sweeper · webhook ─▶ queue ─▶ audit · history
+//!                                            │           └─▶ agent ─▶ prompts · claude · analysis
+//!                                            └─▶ limits
+//! auth · audit · history ─▶ registry ─▶ store ─▶ ledger ─▶ job
+//! anyone ─▶ config · clock · digest · metrics · telemetry
 //! ```
 //!
 //! # A question's way

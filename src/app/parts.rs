@@ -28,15 +28,17 @@ use crate::{
         Limits, MAX_CALLS_AT_ONCE,
         budget::{Budget, Need},
     },
+    metrics::Metrics,
     prompts::Prompts,
     queue::{Policy, retry::RetryBounds},
     store::sled::SledConfig,
+    sweeper::disk::DiskWatch,
 };
 
 const STORE_FOLDER: &str = "queue";
 
 /// The store's file in it, as sled names it.
-pub(super) const STORE_FILE: &str = "db";
+const STORE_FILE: &str = "db";
 
 /// Time to connect to the Claude API: a handshake takes less than a second, also across the world.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -205,6 +207,12 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, lim
         keep_finished_for: settings.retention.age,
         max_finished: settings.retention.jobs,
     }
+}
+
+/// The watch of the data folder's disk. A database watches its own.
+pub(super) fn disk_watch(settings: &Settings, tuning: Tuning, metrics: &Metrics) -> Option<DiskWatch> {
+    let is_own = settings.database_url.is_none();
+    is_own.then(|| DiskWatch::new(store_folder(settings), STORE_FILE, tuning.has_disk_floor, metrics.clone()))
 }
 
 pub(super) fn tokens(settings: &Settings) -> Result<Option<Tokens>, JwtError> {
