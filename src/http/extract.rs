@@ -85,7 +85,8 @@ impl FromRequestParts<Arc<Api>> for Id {
         })?;
         if caller.scope < Scope::Admin {
             match api.queue.is_of(id, caller.name.as_deref()).await {
-                Ok(true) => {}
+                // The handler answers an unknown id, after it has checked the parameters.
+                Ok(true) | Err(QueueError::NotFound(_)) => {}
                 Ok(false) => return Err(QueueError::NotFound(id).into()),
                 Err(error) => return Err(error.into()),
             }
