@@ -78,6 +78,8 @@ impl<A: Analyst> Worker<A> {
                 if !is_allowed {
                     let code = self.limits.gate(claim.job.model).map_or(FailureCode::Overloaded, |closed| closed.code);
                     Permission::Release(code, "the queue was blocked before the call")
+                } else if self.queue.is_store_down() {
+                    Permission::Release(FailureCode::Shutdown, "the store was unavailable before the call")
                 } else if self.queue.is_paused() {
                     Permission::Release(FailureCode::Shutdown, "an operator paused the queue before the call")
                 } else {

@@ -67,6 +67,12 @@ impl WorkQueue {
         *self.0.standby.lock() = Some(standby);
     }
 
+    /// Whether the store can't be used at the moment: then the end of a call could not be stored, and another node may be
+    /// about to take over.
+    pub fn is_store_down(&self) -> bool {
+        self.0.store.trouble().is_some()
+    }
+
     /// Whether an operator has paused the queue.
     pub fn is_paused(&self) -> bool {
         self.0.is_paused()
@@ -257,7 +263,11 @@ impl WorkQueue {
                 }
                 Err(error @ StoreError::Unavailable { .. }) => {
                     warn!(job.id = %job.id, attempt = job.attempt, %error, "failed to store the result of an attempt; trying again");
-                    tokio::time::sleep(pause).await;
+                    let lost = self.0.store.lost();
+                    if lost.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                        // This process can store nothing more.
+                        break;
+                    }
                     pause = (pause * 2).min(SETTLE_RETRY_MAX);
                 }
                 Err(error) => {

@@ -31,8 +31,9 @@ use std::{collections::HashSet, num::NonZeroU64, sync::Arc};
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     task::JoinHandle,
+    time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
@@ -94,17 +95,22 @@ impl PostgresStore {
         let shared = Arc::new(Shared {
             database: Arc::clone(&seat.database),
             readers: Readers::new(Arc::clone(&seat.database)),
-            clock: clock.clone(),
+            clock,
             metrics,
             state: RwLock::new(State::default()),
             feed: Mutex::default(),
             trouble: Mutex::default(),
             lost: CancellationToken::new(),
+            is_seated: Notify::new(),
+            beat_at: Mutex::new(Instant::now()),
         });
         let (changes, changes_lane) = mpsc::channel(PLACES);
         let (new, new_lane) = mpsc::channel(PLACES);
         let lanes = Lanes { changes: changes_lane, new: new_lane };
+        // Before the writer reads the jobs, which may take longer than a standby node waits for a beat.
+        let holding = AbortOnDropHandle::new(tokio::spawn(seat.hold(Arc::clone(&shared))));
         let writer = Writer::open(Arc::clone(&shared), lanes).await?;
+        *shared.beat_at.lock() = Instant::now();
         let writing = tokio::spawn({
             // A writer that panics leaves no store.
             let guard = shared.lost.clone().drop_guard();
@@ -113,7 +119,6 @@ impl PostgresStore {
                 guard.disarm();
             }
         });
-        let holding = AbortOnDropHandle::new(tokio::spawn(seat.hold(clock, shared.lost.clone())));
         Ok(PostgresStore {
             shared,
             lanes: Mutex::new(Some(Senders { changes, new })),
@@ -182,6 +187,10 @@ impl PostgresStore {
         values: &[&(dyn tokio_postgres::types::ToSql + Sync)],
     ) -> Result<Vec<tokio_postgres::Row>, StoreError> {
         self.lanes()?;
+        // At once, or every request would wait for the time limits of a connection.
+        if let Some(reason) = self.shared.trouble() {
+            return Err(StoreError::Unavailable { reason });
+        }
         self.shared.readers.read(sql, values).await.map_err(unavailable)
     }
 }
@@ -322,7 +331,7 @@ impl JobStore for PostgresStore {
     }
 
     fn trouble(&self) -> Option<String> {
-        self.shared.trouble.lock().clone()
+        self.shared.trouble()
     }
 
     fn lost(&self) -> CancellationToken {

@@ -120,7 +120,9 @@ async fn where_no_service_runs_a_question_gets_one_of_its_own_that_leaves_nothin
     let claude = simulator().await;
     // A port that nobody listens on any more.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-    let setup = Setup::new(&claude.base_url()).with("PORT", &port);
+    // It must not join the nodes of a real service.
+    let setup =
+        Setup::new(&claude.base_url()).with("PORT", &port).with("DATABASE_URL", "postgres://127.0.0.1:9/production");
     let mut command = setup.command();
     command.args(["analyze", "Should we try it alone?"]);
     let with_key = run(command).await;

@@ -1,1 +1,1 @@
-select from seat where epoch = $1 for share
+select from seat where epoch = $1 for key share

@@ -9,9 +9,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tokio::time::timeout;
 use tokio_postgres::{Row, Statement, types::ToSql};
 
-use super::connection::{Database, Link, OpenError, answer};
+use super::connection::{ANSWER_TIMEOUT, Database, Link, OpenError};
 
 /// Connections for reads of single jobs.
 const READERS: usize = 3;
@@ -52,7 +53,23 @@ impl Readers {
         self.query(READERS, sql, values).await
     }
 
+    /// A connection that does not answer in time is given up.
     async fn query(
+        &self,
+        slot: usize,
+        sql: &'static str,
+        values: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, OpenError> {
+        let rows = timeout(ANSWER_TIMEOUT, self.try_query(slot, sql, values)).await;
+        rows.unwrap_or_else(|_| {
+            if let Ok(mut reader) = self.slots[slot].try_lock() {
+                *reader = None;
+            }
+            Err(OpenError::Connect(format!("no answer in {} s", ANSWER_TIMEOUT.as_secs())))
+        })
+    }
+
+    async fn try_query(
         &self,
         slot: usize,
         sql: &'static str,
@@ -64,18 +81,18 @@ impl Readers {
             let statement = reader.statements.lock().get(sql).cloned();
             let statement = match statement {
                 Some(statement) => Ok(statement),
-                None => answer(reader.link.client.prepare(sql)).await,
+                None => reader.link.client.prepare(sql).await,
             };
             let rows = match statement {
                 Ok(statement) => {
                     reader.statements.lock().entry(sql).or_insert_with(|| statement.clone());
-                    answer(reader.link.client.query(&statement, values)).await
+                    reader.link.client.query(&statement, values).await
                 }
                 Err(error) => Err(error),
             };
             // A connection that died unnoticed is not the database's end.
             if rows.is_ok() || is_retry || !reader.link.client.is_closed() {
-                return rows;
+                return Ok(rows?);
             }
             is_retry = true;
         }

@@ -5,11 +5,12 @@ set local search_path to ceoagent;
 create table schema_version (version integer not null);
 insert into schema_version values (1);
 
--- Who may write. One row: each write transaction locks it and compares the epoch.
+-- Who may write. One row: each write transaction locks its key, the epoch, and compares it. A beat changes no key, so it
+-- need not wait for a commit.
 create table seat (
     id boolean primary key default true check (id),
     holder text not null default '',
-    epoch bigint not null default 0,
+    epoch bigint not null unique default 0,
     beat_at timestamptz not null default clock_timestamp(),
     clock bytea
 );

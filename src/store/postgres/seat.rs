@@ -3,16 +3,19 @@
 //! A node gets the seat with a session's advisory lock, which is free as soon as the holder's process dies, and then raises
 //! the epoch in the table `seat`. Every write transaction locks that row and compares the epoch, so a former holder can
 //! write nothing, whenever it wakes up. The holder writes a beat each second. Standby nodes ask for the lock every
-//! [`TRY_PAUSE`]; they end the connections of a holder whose beat is older than [`SILENCE`], because it is paused or cut off.
+//! [`TRY_PAUSE`]; they end the connections of a holder without a new beat
+//! for [`SILENCE`], because it is paused or cut off.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_postgres::types::ToSql;
-use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::connection::{Database, Link, OpenError, answer};
+use super::{
+    connection::{Database, Link, OpenError, answer},
+    shared::Shared,
+};
 use crate::clock::Clock;
 
 /// The advisory lock.
@@ -41,21 +44,14 @@ impl Seat {
     /// [`OpenError`].
     pub async fn take(database: &Arc<Database>) -> Result<Option<Seat>, OpenError> {
         let link = connect(database).await?;
-        let is_free = ask(&link).await?;
+        let (is_free, _) = ask(&link).await?;
         Ok(is_free.then(|| Seat { database: Arc::clone(database), link, has_lock: true }))
     }
 
     /// Waits for the seat, through all outages of the database.
     pub async fn wait(database: &Arc<Database>) -> Seat {
         loop {
-            let waiting = async {
-                let link = connect(database).await?;
-                while !ask(&link).await? {
-                    sleep(TRY_PAUSE).await;
-                }
-                Ok::<_, OpenError>(Seat { database: Arc::clone(database), link, has_lock: true })
-            };
-            match waiting.await {
+            match Seat::wait_on_one_connection(database).await {
                 Ok(seat) => return seat,
                 Err(error) => warn!(%error, "this standby node can't reach the database; trying again"),
             }
@@ -63,21 +59,44 @@ impl Seat {
         }
     }
 
-    /// Writes the beats until the seat is lost; then cancels `lost`.
-    pub(super) async fn hold(mut self, clock: Clock, lost: CancellationToken) {
+    async fn wait_on_one_connection(database: &Arc<Database>) -> Result<Seat, OpenError> {
+        let link = connect(database).await?;
+        // By this node's own clock: a jump of the server's must end no node.
+        let (mut beat, mut seen_at) = (0.0, Instant::now());
+        loop {
+            let (is_free, newest) = ask(&link).await?;
+            if is_free {
+                return Ok(Seat { database: Arc::clone(database), link, has_lock: true });
+            }
+            if newest > beat {
+                (beat, seen_at) = (newest, Instant::now());
+            } else if seen_at.elapsed() > SILENCE {
+                warn!("the active node is silent; ending its connections");
+                answer(link.client.query(include_str!("unseat.sql"), &[&beat])).await?;
+                seen_at = Instant::now();
+            }
+            sleep(TRY_PAUSE).await;
+        }
+    }
+
+    /// Writes the beats, from the moment that the writer has the seat until it is lost; then cancels `shared.lost`.
+    pub(super) async fn hold(mut self, shared: Arc<Shared>) {
+        let (clock, lost) = (&shared.clock, &shared.lost);
+        shared.is_seated.notified().await;
         loop {
             tokio::select! {
                 () = sleep(BEAT_PAUSE) => {}
                 () = self.link.closed.cancelled(), if self.has_lock => {}
             }
-            match self.beat(&clock).await {
-                Ok(true) => {}
+            let sent_at = Instant::now();
+            match self.beat(clock).await {
+                Ok(true) => *shared.beat_at.lock() = sent_at,
                 Ok(false) => {
                     error!("another node has become the active one; this process has to end");
                     return lost.cancel();
                 }
                 Err(error) => {
-                    warn!(%error, "the connection that holds the seat is gone; connecting again");
+                    warn!(%error, "the seat's beat could not be written; connecting again");
                     // Without the lock this node stays the active one until another raises the epoch.
                     self.has_lock = false;
                     if let Ok(link) = connect(&self.database).await {
@@ -94,7 +113,7 @@ impl Seat {
         let beat = [&self.database.node as &(dyn ToSql + Sync), &time];
         let is_held = answer(self.link.client.execute(include_str!("beat.sql"), &beat)).await? > 0;
         if is_held && !self.has_lock {
-            self.has_lock = ask(&self.link).await?;
+            (self.has_lock, _) = ask(&self.link).await?;
         }
         Ok(is_held)
     }
@@ -107,14 +126,8 @@ async fn connect(database: &Database) -> Result<Link, OpenError> {
     Ok(link)
 }
 
-/// Asks for the lock, and ends the connections of a holder that is silent.
-async fn ask(link: &Link) -> Result<bool, OpenError> {
-    let silence = SILENCE.as_secs_f64();
-    let row = answer(link.client.query_one(include_str!("try_seat.sql"), &[&SEAT_LOCK, &silence])).await?;
-    let (is_free, is_silent): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
-    if !is_free && is_silent {
-        warn!("the active node is silent; ending its connections");
-        answer(link.client.query(include_str!("unseat.sql"), &[&silence])).await?;
-    }
-    Ok(is_free)
+/// Asks for the lock. Returns whether it was free, and the time of the newest beat.
+async fn ask(link: &Link) -> Result<(bool, f64), OpenError> {
+    let row = answer(link.client.query_one(include_str!("try_seat.sql"), &[&SEAT_LOCK])).await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
 }

@@ -1,9 +1,12 @@
 //! What readers and the writer share.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{connection::Database, readers::Readers, state::State};
@@ -22,9 +25,23 @@ pub(super) struct Shared {
     pub(super) feed: Mutex<Option<Arc<dyn Feed>>>,
     pub(super) trouble: Mutex<Option<String>>,
     pub(super) lost: CancellationToken,
+    /// Signalled once the writer has the seat.
+    pub(super) is_seated: Notify,
+    /// When the newest beat was sent that the server has confirmed.
+    pub(super) beat_at: Mutex<Instant>,
 }
 
+/// Without a beat for so long, another node may take over in a moment, so this one begins nothing more.
+const BEAT_LIMIT: Duration = Duration::from_secs(4);
+
 impl Shared {
+    /// Why the store can't be used at the moment, if so.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let is_silent = || self.beat_at.lock().elapsed() > BEAT_LIMIT;
+        let silence = || format!("the database has not answered for {} s", BEAT_LIMIT.as_secs());
+        self.trouble.lock().clone().or_else(|| is_silent().then(silence))
+    }
+
     pub(super) fn set_trouble(&self, trouble: Option<String>) {
         *self.trouble.lock() = trouble;
     }

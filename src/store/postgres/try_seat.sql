@@ -1,1 +1,1 @@
-select pg_try_advisory_lock($1), clock_timestamp() - beat_at > make_interval(secs => $2) from seat
+select pg_try_advisory_lock($1), extract(epoch from beat_at)::float8 from seat

@@ -2,4 +2,4 @@ select count(pg_terminate_backend(pid))
 from pg_stat_activity, seat
 where application_name = 'ceoagent ' || holder
   and datname = current_database()
-  and clock_timestamp() - beat_at > make_interval(secs => $1)
+  and extract(epoch from beat_at)::float8 = $1

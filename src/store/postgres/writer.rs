@@ -43,6 +43,9 @@ const MAX_BYTES: usize = 4 << 20;
 /// First and longest pause between two tries to connect.
 const CONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
+/// Longest wait for the end of a transaction that failed.
+const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Idempotency keys that a batch forgets.
 pub(super) const FORGOTTEN_KEYS: i64 = 1_024;
 
@@ -171,6 +174,8 @@ impl Writer {
     async fn reconnect(&mut self) -> bool {
         let mut pause = CONNECT_PAUSE.0;
         self.next = None;
+        // A transaction that is still open would keep the seat's row from the new connection.
+        let _ = timeout(ROLLBACK_TIMEOUT, self.link.client.batch_execute("rollback")).await;
         loop {
             let shared = Arc::clone(&self.shared);
             let connecting = async {
@@ -436,6 +441,7 @@ async fn connect(shared: &Shared, is_first: bool) -> Result<(Link, Statements, i
     let opening = async {
         let seat = link.client.query_opt(include_str!("take_seat.sql"), &[&shared.database.node, &is_first]).await?;
         let seat = seat.ok_or(OpenError::SeatLost)?;
+        shared.is_seated.notify_one();
         if is_first {
             let time =
                 seat.try_get::<_, Option<&[u8]>>(1)?.and_then(|time| postcard::from_bytes::<SavedTime>(time).ok());
@@ -445,13 +451,14 @@ async fn connect(shared: &Shared, is_first: bool) -> Result<(Link, Statements, i
         let next_seq = load_state(shared, &link).await?;
         Ok::<_, OpenError>((statements, seat.try_get(0)?, next_seq))
     };
-    let no_answer = |_| Err(OpenError::Connect("no answer".to_owned()));
-    let (statements, epoch, next_seq) = timeout(ANSWER_TIMEOUT * 2, opening).await.unwrap_or_else(no_answer)?;
+    let (statements, epoch, next_seq) = opening.await?;
     Ok((link, statements, epoch, next_seq))
 }
 
 /// Reads the sums over all jobs, and the ledger. Returns the first free number.
 async fn load_state(shared: &Shared, link: &Link) -> Result<i64, OpenError> {
+    // Millions of jobs take their time; a dead connection ends it too.
+    link.client.batch_execute("set statement_timeout to 0").await?;
     let totals = link.client.query_one(include_str!("totals.sql"), &[]).await?;
     let count = |column| Ok::<_, OpenError>(usize::try_from(totals.try_get::<_, i64>(column)?).unwrap_or(0));
     let ended = EndedCounts { succeeded: count(0)?, failed: count(1)?, cancelled: count(2)? };
@@ -463,6 +470,7 @@ async fn load_state(shared: &Shared, link: &Link) -> Result<i64, OpenError> {
     }
     let state = State { ended, unnotified: count(3)?, days: Arc::new(days), audit_bytes: totals.try_get(5)? };
     *shared.state.write() = state;
+    link.client.batch_execute("set statement_timeout to '10s'").await?;
     Ok(totals.try_get(4)?)
 }
 
@@ -470,7 +478,9 @@ async fn load_state(shared: &Shared, link: &Link) -> Result<i64, OpenError> {
 async fn warm(shared: &Shared, link: &Link) -> Result<(), OpenError> {
     let feed = shared.feed.lock().clone();
     if let Some(feed) = feed {
+        link.client.batch_execute("set statement_timeout to 0").await?;
         let rows = link.client.query(include_str!("pending.sql"), &[]).await?;
+        link.client.batch_execute("set statement_timeout to '10s'").await?;
         let jobs =
             rows.iter().map(|row| codec::decode(row.try_get(0).map_err(|error| error.to_string())?).map(Arc::new));
         let jobs = jobs.collect::<Result<Vec<_>, String>>().map_err(OpenError::Unreadable)?;

@@ -151,9 +151,13 @@ impl Batch<'_> {
         if self.staged.entries.is_empty() {
             return Ok(());
         }
-        let ledger = &self.shared.view.read().ledger;
-        self.staged.records = ledger.records(&self.staged.entries);
-        for key in ledger.surplus() {
+        // Read first: readers must not wait for the disk.
+        let surplus = {
+            let ledger = &self.shared.view.read().ledger;
+            self.staged.records = ledger.records(&self.staged.entries);
+            ledger.surplus()
+        };
+        for key in surplus {
             self.disk.tree().remove(key)?;
         }
         for record in &self.staged.records {

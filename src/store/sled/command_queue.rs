@@ -47,7 +47,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// A refusal of the command is sent at once, its value once the batch is durable.
+    /// The reply is sent once the batch is durable. A refusal too: it may rest on another change of the batch.
     pub(super) fn new<T: Send + 'static>(
         size: Size,
         permit: OwnedSemaphorePermit,
@@ -66,10 +66,7 @@ impl Request {
             };
             let result = command(batch);
             let fault = result.as_ref().err().filter(|error| matches!(error, StoreError::Unavailable { .. })).cloned();
-            match &result {
-                Err(_) if fault.is_none() => send(result),
-                _ => batch.reply(move |fault| send(fault.map_or(result, Err))),
-            }
+            batch.reply(move |fault| send(fault.map_or(result, Err)));
             fault.map_or(Ok(()), Err)
         };
         (Request { size, run: Box::new(run), _permit: permit }, reply)

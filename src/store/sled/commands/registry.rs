@@ -21,7 +21,8 @@ impl Batch<'_> {
 
     pub(crate) fn append_audit(&mut self, id: Uuid, entry: &str, oldest: Uuid) -> Result<()> {
         // A batch of several entries may leave a few too many. The first entry after the next start removes them.
-        for old in self.shared.view.read().audit.surplus(id, entry.len(), oldest) {
+        let surplus = self.shared.view.read().audit.surplus(id, entry.len(), oldest);
+        for old in surplus {
             self.disk.tree().remove(keys::audit(old))?;
         }
         self.disk.tree().insert(keys::audit(id), entry.as_bytes())?;

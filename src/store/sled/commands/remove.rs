@@ -6,7 +6,10 @@ use super::super::{
     idempotency,
     keys::{self, Seq},
 };
-use crate::{clock::Timestamp, job::JobId};
+use crate::{
+    clock::Timestamp,
+    job::{Job, JobId},
+};
 
 /// Most jobs that a batch removes: their list must fit into one record.
 const MAX_REMOVED: usize = 2_048;
@@ -56,10 +59,15 @@ impl Batch<'_> {
 
     /// Writes records of the keys of jobs about to be removed that are still in force.
     fn save_keys(&self, seqs: &[Seq], now: Timestamp) -> Result<()> {
-        let (view, now) = (self.shared.view.read(), self.shared.key_time(now));
-        for job in seqs.iter().filter_map(|seq| view.index.get(*seq)) {
-            if let Some(key) = job.idempotency.as_deref().filter(|key| key.expires_at > now) {
-                let record = idempotency::encode(key, job.id, job.caller)?;
+        let now = self.shared.key_time(now);
+        let jobs: Vec<Job> = {
+            let index = &self.shared.view.read().index;
+            let has_key = |job: &&Job| job.idempotency.as_deref().is_some_and(|key| key.expires_at > now);
+            seqs.iter().filter_map(|seq| index.get(*seq)).filter(has_key).cloned().collect()
+        };
+        for Job { id, caller, idempotency, .. } in jobs {
+            if let Some(key) = idempotency {
+                let record = idempotency::encode(&key, id, caller)?;
                 self.disk.tree().insert(keys::idempotency(&key.key), record)?;
             }
         }
