@@ -240,10 +240,10 @@ impl App {
         info!(grace_s = self.grace.as_secs(), "stopping: running attempts may finish");
         self.closing.cancel();
         self.tracker.close();
-        // What ends now could not be stored.
-        let grace = if self.store.lost().is_cancelled() { Duration::ZERO } else { self.grace };
-        if tokio::time::timeout(grace, self.tracker.wait()).await.is_err() {
-            warn!(grace_s = grace.as_secs(), "running attempts end with an unknown outcome");
+        if self.store.lost().is_cancelled() {
+            warn!("running attempts end with an unknown outcome, because their end could not be stored");
+        } else if tokio::time::timeout(self.grace, self.tracker.wait()).await.is_err() {
+            warn!("SHUTDOWN_GRACE is over: running attempts end with an unknown outcome");
         }
         self.http.graceful_shutdown(Some(CONNECTION_GRACE));
         if let Err(error) = self.server.await.unwrap_or_else(|panic| Err(io::Error::other(panic))) {

@@ -121,8 +121,10 @@ async fn where_no_service_runs_a_question_gets_one_of_its_own_that_leaves_nothin
     // A port that nobody listens on any more.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
     // It must not join the nodes of a real service.
-    let setup =
-        Setup::new(&claude.base_url()).with("PORT", &port).with("DATABASE_URL", "postgres://127.0.0.1:9/production");
+    let setup = Setup::new(&claude.base_url())
+        .with("PORT", &port)
+        .with("DATABASE_URL", "postgres://127.0.0.1:9/production")
+        .with("WEBHOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
     let mut command = setup.command();
     command.args(["analyze", "Should we try it alone?"]);
     let with_key = run(command).await;
