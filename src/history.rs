@@ -29,7 +29,7 @@ const HOUR: Duration = Duration::from_hours(1);
 const MINUTE_SETTING: &str = "history/minute/";
 const HOUR_SETTING: &str = "history/hour/";
 
-/// Times are told to about 4 %: so many steps from one power of two to the next.
+/// Times are recorded to about 4 %: so many steps from one power of two to the next.
 const STEPS: f64 = 8.0;
 
 /// What happened in a period.
@@ -47,7 +47,7 @@ pub struct Period {
     pub cancelled: u64,
     /// Clients that asked to wait and got their answer in that time.
     pub in_time: u64,
-    /// Clients that asked to wait and were told to come back.
+    /// Clients that asked to wait and got a `202`.
     pub late: u64,
     /// Jobs waiting that could run: the most at the end of any of its minutes.
     pub queued: usize,
@@ -65,7 +65,7 @@ pub struct Period {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Times(BTreeMap<u16, u64>);
 
-/// How long the periods are that the history is told in.
+/// The length of the periods of a history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Resolution {

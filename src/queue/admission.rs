@@ -3,7 +3,7 @@
 //! ([`super::board::Board::admit`]), so no two requests can pass a bound side by side.
 //!
 //! The floor of disk space lies well above zero, so that what was accepted still fits when nothing new does: claims,
-//! answers, and what the store needs to open again. The sweeper looks, and tells the queue.
+//! answers, and what the store needs to open again. The sweeper measures it.
 
 use std::{
     collections::HashMap,

@@ -54,7 +54,7 @@ pub(super) enum Pick {
 pub(super) struct Ahead {
     /// Of all.
     pub(super) all: usize,
-    /// Of those that nobody asked to wait for.
+    /// Of the background jobs.
     pub(super) background: usize,
 }
 
@@ -112,7 +112,7 @@ struct State {
     /// same time as the answer, or were too many for one commit.
     answered_by: HashMap<JobId, JobId>,
     ended: EndedCounts,
-    /// Jobs that were blocked or let go since the feed last told of changes.
+    /// Jobs that were blocked or unblocked since the last change.
     moved: Vec<JobId>,
 }
 
@@ -154,7 +154,7 @@ pub struct Proposal {
 }
 
 impl Proposal {
-    /// The store has claimed the job. The feed tells so too, maybe a moment later.
+    /// The store has claimed the job. The feed reports it too, maybe a moment later.
     pub(super) fn confirm(&self, claimed: &Job) {
         let (now, mut state) = (self.board.clock.now(), self.board.state.lock());
         let is_news = state.jobs.get(&claimed.id).is_some_and(|job| job.attempt < claimed.attempt);
@@ -623,7 +623,7 @@ impl State {
         picked.or_else(|| self.ready.take(Wanted { list: None, lanes }).map(|(_, id)| id))
     }
 
-    /// Makes ready what was queued for a moment that has come, and tells how many. The service time is `lead` ahead of the
+    /// Makes ready what was queued for a moment that has come, and returns how many. The service time is `lead` ahead of the
     /// wall clock.
     fn promote(&mut self, now: Timestamp, lead: Duration) -> usize {
         self.lead = lead;

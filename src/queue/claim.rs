@@ -10,7 +10,7 @@ use crate::{
     job::{Attempt, Job, JobRequest},
 };
 
-/// A job claimed for an attempt, with the token that tells when the attempt has lost it.
+/// A job claimed for an attempt, with the token that is cancelled when the attempt has lost it.
 #[derive(Debug)]
 pub struct Claim {
     /// Running, with the attempt's number.

@@ -161,7 +161,7 @@ impl Inner {
         Ok(changed.swap_remove(0))
     }
 
-    /// Counts and tells that a job has reached an end.
+    /// Counts and logs the end of a job.
     pub(super) fn record_end(&self, job: &Job, now: Timestamp) {
         let status = job.status(now);
         let took = now.since(job.due_at);
@@ -214,7 +214,7 @@ pub(super) fn digest(bytes: &[u8]) -> [u8; 16] {
     std::array::from_fn(|place| whole[place])
 }
 
-/// Adds what tells the caller's jobs from others without reading them.
+/// Adds the digest by which jobs of the caller are found without reading them.
 pub(super) fn add_caller_digest(filter: &mut JobFilter) {
     filter.caller_digest = filter.caller.as_deref().and_then(caller::named);
 }

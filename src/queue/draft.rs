@@ -7,7 +7,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::service_time::Progress;
 
-/// Most bytes of an attempt's text that are kept for followers: four times the longest usual memo. What comes after
+/// Most bytes of an attempt's text that are stored for followers: four times the longest usual memo. What comes after
 /// them is in the result only.
 const MAX_DRAFT_BYTES: usize = 256 << 10;
 

@@ -21,7 +21,7 @@ pub enum QueueError {
     /// The job that the idempotency key stands for is there no more.
     #[error("this Idempotency-Key belongs to job {0}, which was removed; use a new key for a new request")]
     Removed(JobId),
-    /// No answer that was kept of the job can be read.
+    /// None of the job's stored answers can be read.
     #[error("the stored answer can't be parsed as a memo: {0}")]
     Unreadable(String),
     /// The service is shutting down and accepts no more.

@@ -3,8 +3,8 @@
 //! Each caller has a list for each [`Lane`]: jobs whose clients asked to wait, and the others, for each model that they name.
 //! Every list has its own order (by age and priority on the board, by deadline among held clients). So the jobs of a model whose calls
 //! are stopped are passed over at once. A caller's *turn* is a number: the caller with the lowest one goes
-//! next and gets the next number. Who comes anew, or again, starts at the turn that was served last, so nobody saves
-//! turns up and nobody is made to wait for having been quick. It is start-time fair queueing (Goyal et al., 1996) with
+//! next and gets the next number. A caller that comes for the first time, or again, starts at the turn that was served last, so no caller saves
+//! turns up and none waits for having been quick. It is start-time fair queueing (Goyal et al., 1996) with
 //! all weights and costs equal. Priority moves a job among those of its own caller only: else a caller would take the
 //! others' turns by calling all its jobs urgent.
 //!
@@ -125,7 +125,7 @@ impl<T: Ord + Clone> FairQueue<T> {
         *self.lengths.entry(place.list).or_default() += usize::from(jobs.insert(job));
     }
 
-    /// Removes a job; tells whether it was there. Whose turn it is stays as it was.
+    /// Removes a job. Returns whether it was there. Whose turn it is stays as it was.
     pub(super) fn remove(&mut self, place: Place, job: &T) -> bool {
         let key = place.key();
         let Some(lists) = self.callers.get_mut(&place.caller) else { return false };

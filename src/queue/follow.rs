@@ -1,7 +1,7 @@
 //! Following a job on its way: every change of its status, the text of its running attempt as it comes, its end.
 //!
-//! The text of an attempt is kept once, in its [`super::draft::Draft`], however many follow it; a follower holds no more than how far
-//! it has read. So nothing grows for a slow one and nobody waits for it: its pieces are larger. A signal says only that
+//! The text of an attempt is stored once, in its [`super::draft::Draft`], however many follow it; a follower holds no more than how far
+//! it has read. So nothing grows for a slow one and none waits for it: its pieces are larger. A signal says only that
 //! there may be news; the store and the draft are the truth, so one that was missed costs a moment and no news.
 
 use std::{sync::Arc, time::Duration};
@@ -19,22 +19,22 @@ const PIECE_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Seen {
     /// The newest attempt.
     pub attempt: u32,
-    /// The status that it was told; none before the first.
+    /// The newest status that it got; `None` before the first.
     pub status: Option<JobStatus>,
     /// Bytes of the attempt's text.
     pub bytes: usize,
 }
 
-/// What a follower is told.
+/// What a follower gets.
 #[derive(Debug)]
 pub enum News {
-    /// The job is pending, in another way than was told before.
+    /// The job is pending, with another status than before.
     Status(Job),
     /// Its attempt brought more text.
     Text {
         /// The attempt.
         attempt: u32,
-        /// It begins anew: text of an attempt before is void.
+        /// The text starts again: that of an earlier attempt is void.
         from_start: bool,
         /// What came.
         text: String,
@@ -85,7 +85,7 @@ impl Follower {
         self.seen = Seen { attempt: job.attempt, status: Some(job.status(self.queue.now())), bytes };
     }
 
-    /// The next piece of news, as soon as there is one; none once the end was told or the service shuts down. Dropping
+    /// The next piece of news, as soon as there is one; `None` after the end, or when the service shuts down. Dropping
     /// the future loses none.
     ///
     /// # Errors

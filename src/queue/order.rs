@@ -12,7 +12,7 @@
 //! stays queued. The same happens when its client hangs up. First in, first out would answer nobody in time under
 //! overload, because everybody would wait for the whole queue.
 //!
-//! Other jobs do not starve while clients always wait. One claim in five goes to jobs that nobody asked to wait for. One
+//! Other jobs do not starve while clients always wait. One claim in five goes to background jobs. One
 //! in [`DEMOTED_SHARE`] times that goes to the first job in the store's order, so that jobs that have turned ordinary pass
 //! too. A larger share for them would be taken from clients that can still be answered in time.
 //!
@@ -42,7 +42,7 @@ use crate::{
     job::{Job, JobId, JobState, caller::Caller},
 };
 
-/// How many times rarer than those that nobody asked to wait for, jobs that have turned ordinary get a share.
+/// How many times rarer than background jobs, demoted jobs get a share.
 pub(super) const DEMOTED_SHARE: u32 = 10;
 
 /// A rush is over once every client was answered in time for as long as a client is held at most.
@@ -190,7 +190,7 @@ impl Order {
 
     /// What the next claim of a job of these lanes is to take. `free` workers look for a job; `is_met` says whether an answer of a kind can still
     /// come within a time, and has to be surer of it where others want the worker. `share` is one in how many contested
-    /// claims goes to jobs that nobody asked to wait for, of which `background` says whether there are any.
+    /// claims goes to background jobs; `background` says whether there are any.
     pub(super) fn pick(
         &self,
         now: Timestamp,

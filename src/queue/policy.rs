@@ -58,9 +58,9 @@ pub struct Policy {
     pub lease: Duration,
     /// Whether a job whose attempt ended with an unknown outcome is tried again; else it fails.
     pub retry_unknown_outcome: bool,
-    /// How long a finished job is kept.
+    /// How long a finished job stays.
     pub keep_finished_for: Duration,
-    /// How many finished jobs are kept at most.
+    /// How many finished jobs stay at most.
     pub max_finished: usize,
 }
 

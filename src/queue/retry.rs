@@ -105,7 +105,7 @@ pub fn event_after(
 /// How long a job waits before it is tried again after a failure of this class.
 fn pause(job: &Job, class: FailureClass, random: f64) -> Duration {
     match class {
-        // Nothing has to recover first: another model is asked, or this one is told what was wrong and does better.
+        // Nothing has to recover first: another model is asked, or this one gets a repair prompt.
         FailureClass::InvalidOutput | FailureClass::Refused => Duration::ZERO,
         FailureClass::Suspect => aside(job.failures.count(class), ASIDE_MAX),
         FailureClass::Connect | FailureClass::Overload | FailureClass::Other => {

@@ -28,10 +28,10 @@ const LEAST: usize = 5;
 /// With fewer observations of a kind, its times are computed from the start, the length and the pace.
 const ENOUGH_TOTALS: usize = 30;
 
-/// Most models that are told apart, as clients can name any. Further ones count as the service's own.
+/// Most models with figures of their own, as clients can name any. Further ones count as the service's own.
 const MAX_MODELS: usize = 64;
 
-/// How finely a distribution is kept.
+/// How finely a distribution is recorded.
 const QUANTILES: usize = 20;
 
 /// Answers of one kind take about as long.

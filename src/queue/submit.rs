@@ -76,8 +76,8 @@ impl Queue {
     }
 
     /// As [`Queue::enqueue`], for a client that would be held until `until` for the answer. If it is likely to be there
-    /// by then, the job goes before those that nobody waits for, and [`Queue::answer`] waits for it; else there is
-    /// nothing to wait for, and the client is better told so at once.
+    /// by then, the job goes before background jobs, and [`Queue::answer`] waits for it; else there is
+    /// nothing to wait for, and the client gets its `202` at once.
     ///
     /// # Errors
     /// As [`Queue::enqueue`].
@@ -89,7 +89,7 @@ impl Queue {
     ) -> Result<(Accepted, Option<Waiting>), QueueError> {
         let by = submission.caller();
         let hold = |question: Option<NonZeroU64>, request: &JobRequest| {
-            // Of an answer that is on its way already nobody knows better than whoever waits for it.
+            // The same question is being asked already: the client waits for that answer.
             !self.0.policy.deadlines_first
                 || self.0.board.is_under_way(question)
                 || !self.0.is_paused() && self.can_be_met(by, request, until, allowance)
@@ -305,7 +305,7 @@ impl Queue {
     }
 
     /// What a client's name for a batch makes of each of its jobs. Each knows of all the others, so that another batch
-    /// under the same name is told from this one whatever they share.
+    /// under the same name differs from this one whatever they share.
     fn batch_keys(&self, key: &str, submissions: &[Submission], now: Timestamp) -> Vec<IdempotencyKey> {
         let keys = submissions.iter().zip(0..).map(|(submission, place)| {
             // No client's name has such a character in it.
@@ -317,14 +317,14 @@ impl Queue {
         keys.into_iter().map(|key| IdempotencyKey { body, ..key }).collect()
     }
 
-    /// A client's key, with what tells its submission from others.
+    /// A client's key, with the digest of its submission.
     fn idempotency_key(&self, key: &str, submission: &Submission, now: Timestamp) -> IdempotencyKey {
         let Submission { request, priority, run_at, deadline, idempotency_key: _, wants_its_own: _, by: _ } =
             submission;
         // Which HTTP request brought it makes no other question of it.
         let request = JobRequest { request_id: None, traceparent: None, ..request.clone() };
         let asked = serde_json::to_vec(&(&request, priority, run_at, deadline.map(|deadline| deadline.as_secs())));
-        // A key is its caller's own: nobody comes by another's job with it.
+        // A key is its caller's own: no caller gets another's job with it.
         let name = match &request.caller {
             Some(caller) => format!("{caller}\n{key}").into(),
             None => Cow::Borrowed(key),

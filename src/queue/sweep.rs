@@ -1,4 +1,4 @@
-//! What time runs out on: leases, deadlines, and how long ended jobs are kept.
+//! What time runs out on: leases, deadlines, and how long ended jobs stay.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -35,7 +35,7 @@ impl WorkQueue {
         Ok(orphans.len())
     }
 
-    /// Ends what time has run out on and removes what is kept long enough, a step at a time. Tells whether there may be
+    /// Ends what time has run out on and removes what has been stored long enough, a step at a time. Returns whether there may be
     /// more to do at once.
     ///
     /// # Errors
