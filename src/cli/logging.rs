@@ -15,7 +15,7 @@ use std::{
 
 use tracing::{Event, Subscriber};
 use tracing_subscriber::{
-    filter::Targets,
+    filter::{LevelFilter, Targets},
     fmt::{self, FmtContext, FormatEvent, FormatFields, format::Writer},
     layer::SubscriberExt,
     registry::LookupSpan,
@@ -43,7 +43,8 @@ pub(super) fn start(settings: &Settings, quiet: bool) -> Guard {
         None if quiet => "warn".to_owned(),
         None => "info".to_owned(),
     };
-    let filter = filter.parse::<Targets>().unwrap_or_default();
+    // More of it would show the parameters of statements: questions, and the digests of keys.
+    let filter = filter.parse::<Targets>().unwrap_or_default().with_target("tokio_postgres", LevelFilter::INFO);
     let lines = fmt::layer().with_writer(writer).with_target(false).with_ansi(false);
     let registry = tracing_subscriber::registry().with(filter);
     let started = match settings.log_format {

@@ -283,7 +283,8 @@ impl Writer {
         };
         let epoch: [Sql<'_>; 1] = [&self.epoch];
         let (_, seat, jobs, requests, attempts, keys) = try_join!(
-            client.batch_execute("begin"),
+            // Whatever the role's default is: under another level, each beat would fail a transaction.
+            client.batch_execute("begin isolation level read committed"),
             client.query_opt(&statements.check_seat, &epoch),
             rows(&statements.load_jobs, &needs.jobs, needs.jobs.is_empty()),
             rows(&statements.load_requests, &needs.requests, needs.requests.is_empty()),
