@@ -474,6 +474,8 @@ struct World {
     turn: u64,
     /// The wall clock was set: waiting clients of jobs with a `run_at` may have another order.
     was_set: bool,
+    /// Time has passed since the last sweep.
+    is_unswept: bool,
     lives: HashMap<JobId, Life>,
     late: u64,
 }
@@ -522,6 +524,7 @@ impl World {
             turns: HashMap::new(),
             turn: 0,
             was_set: false,
+            is_unswept: false,
             lives: HashMap::new(),
             late: 0,
         }
@@ -614,7 +617,10 @@ impl World {
         }
         self.store.set_deaf(deaf).await;
         self.was_set |= matches!(step, Step::SetClock { .. });
-        let wakes = !matches!(step, Step::Pass(_) | Step::SetClock { .. } | Step::Restart { .. });
+        // What time alone has made ready, the sweeper finds.
+        self.is_unswept |= matches!(step, Step::Pass(_) | Step::SetClock { .. });
+        self.is_unswept &= !matches!(step, Step::Sweep);
+        let wakes = !self.is_unswept && !matches!(step, Step::Restart { .. });
         let sleeper = (wakes && self.ready() == 0).then(|| Sleeper::at(&self.queue));
         // A settle that fails tries again after a pause, which is nothing to wait for.
         if fault.is_some() || deaf {
