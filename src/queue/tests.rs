@@ -13,12 +13,7 @@ use std::{
     collections::{HashMap, HashSet},
     num::NonZeroU64,
     path::Path,
-    pin::Pin,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Wake, Waker},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -474,8 +469,6 @@ struct World {
     turn: u64,
     /// The wall clock was set: waiting clients of jobs with a `run_at` may have another order.
     was_set: bool,
-    /// Time has passed since the last sweep.
-    is_unswept: bool,
     lives: HashMap<JobId, Life>,
     late: u64,
 }
@@ -524,7 +517,6 @@ impl World {
             turns: HashMap::new(),
             turn: 0,
             was_set: false,
-            is_unswept: false,
             lives: HashMap::new(),
             late: 0,
         }
@@ -617,11 +609,6 @@ impl World {
         }
         self.store.set_deaf(deaf).await;
         self.was_set |= matches!(step, Step::SetClock { .. });
-        // What time alone has made ready, the sweeper finds.
-        self.is_unswept |= matches!(step, Step::Pass(_) | Step::SetClock { .. });
-        self.is_unswept &= !matches!(step, Step::Sweep);
-        let wakes = !self.is_unswept && !matches!(step, Step::Restart { .. });
-        let sleeper = (wakes && self.ready() == 0).then(|| Sleeper::at(&self.queue));
         // A settle that fails tries again after a pause, which is nothing to wait for.
         if fault.is_some() || deaf {
             tokio::time::pause();
@@ -642,9 +629,6 @@ impl World {
         }
         self.store.take_fired();
         self.store.set_deaf(false).await;
-        if let Some(sleeper) = sleeper {
-            assert!(sleeper.is_woken() || self.ready() == 0, "a job is ready, and the dispatcher sleeps on");
-        }
         if deaf {
             // The board was rebuilt.
             (self.turns, self.turn) = (HashMap::new(), 0);
@@ -1122,35 +1106,6 @@ impl Queue {
     /// Over a store in memory.
     async fn in_memory(clock: &Clock, policy: &Policy) -> Queue {
         Queue::over(Arc::<MemoryStore>::default(), clock, policy, &Metrics::new()).await
-    }
-}
-
-/// A dispatcher that waits for a job.
-struct Sleeper {
-    woken: Arc<Woken>,
-    _wait: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
-
-#[derive(Default)]
-struct Woken(AtomicBool);
-
-impl Wake for Woken {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
-impl Sleeper {
-    fn at(queue: &Queue) -> Sleeper {
-        let (woken, work) = (Arc::<Woken>::default(), queue.work());
-        let mut wait: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move { work.until_ready().await });
-        let polled = wait.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::clone(&woken))));
-        assert!(polled.is_pending(), "there is no job to wake for");
-        Sleeper { woken, _wait: wait }
-    }
-
-    fn is_woken(&self) -> bool {
-        self.woken.0.load(Ordering::SeqCst)
     }
 }
 
