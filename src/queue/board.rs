@@ -65,6 +65,8 @@ pub(super) struct Moved {
     pub(super) jobs: Vec<Arc<Job>>,
     /// Of these and of the jobs that changed: those that are blocked.
     pub(super) blocked: HashSet<JobId>,
+    /// A job has become ready. The dispatcher is to be woken.
+    pub(super) has_new_ready: bool,
 }
 
 /// The board.
@@ -114,6 +116,8 @@ struct State {
     ended: EndedCounts,
     /// Jobs that were blocked or unblocked since the last change.
     moved: Vec<JobId>,
+    /// A job has become ready since the dispatcher was last woken.
+    has_new_ready: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -140,7 +144,7 @@ impl Drop for Arrivals {
             state.end(question);
         }
         // Others that ask the same may have become ready.
-        board.wake(&state);
+        board.wake(&mut state);
     }
 }
 
@@ -184,17 +188,15 @@ impl Board {
     /// The state as of now: what has become due is ready, and what has missed its deadline is not.
     fn state(&self) -> MutexGuard<'_, State> {
         let (now, mut state) = (self.clock.now(), self.state.lock());
-        let promoted = state.promote(now, self.clock.lead());
+        state.promote(now, self.clock.lead());
         state.expire(now);
-        if promoted > 0 {
-            self.ready.notify_one();
-        }
+        self.wake(&mut state);
         state
     }
 
-    /// Wakes the dispatcher if a job is ready, after a change that the feed does not tell of.
-    fn wake(&self, state: &State) {
-        if state.ready.len(None) > 0 {
+    /// Wakes the dispatcher if a job has become ready.
+    fn wake(&self, state: &mut State) {
+        if std::mem::take(&mut state.has_new_ready) {
             self.ready.notify_one();
         }
     }
@@ -236,6 +238,7 @@ impl Board {
         Moved {
             blocked: touched.filter(|id| state.is_blocked(**id)).copied().collect(),
             jobs: moved.iter().filter_map(|id| state.jobs.get(id).cloned()).collect(),
+            has_new_ready: std::mem::take(&mut state.has_new_ready),
         }
     }
 
@@ -307,7 +310,7 @@ impl Board {
         if !state.is_under_way(job.question) {
             state.make_ready(&job);
         }
-        self.wake(&state);
+        self.wake(&mut state);
     }
 
     /// The job, if it is pending.
@@ -521,6 +524,7 @@ impl State {
 
     fn make_ready(&mut self, job: &Job) {
         self.ready.insert(Place::of(job), (job.effective_at(), job.id));
+        self.has_new_ready = true;
         self.deadlines.extend(job.deadline_at.map(|deadline| (deadline, job.id)));
     }
 
@@ -623,11 +627,9 @@ impl State {
         picked.or_else(|| self.ready.take(Wanted { list: None, lanes }).map(|(_, id)| id))
     }
 
-    /// Makes ready what was queued for a moment that has come, and returns how many. The service time is `lead` ahead of the
-    /// wall clock.
-    fn promote(&mut self, now: Timestamp, lead: Duration) -> usize {
+    /// Makes ready the jobs whose time has come. The service time is `lead` ahead of the wall clock.
+    fn promote(&mut self, now: Timestamp, lead: Duration) {
         self.lead = lead;
-        let before = self.ready.len(None);
         for (is_timed, now) in [(false, now), (true, now.minus(lead))] {
             while let Some(&(run_at, id)) = self.later(is_timed).first().filter(|(run_at, _)| *run_at <= now) {
                 self.later(is_timed).remove(&(run_at, id));
@@ -639,7 +641,6 @@ impl State {
                 }
             }
         }
-        self.ready.len(None) - before
     }
 }
 

@@ -48,21 +48,17 @@ impl Feed for Listener {
 
     fn changed(&self, jobs: &[Arc<Job>], totals: Totals) {
         self.spending.set(totals.spent);
-        let Moved { jobs: moved, blocked } = self.board.changed(jobs, totals.ended);
+        let Moved { jobs: moved, blocked, has_new_ready } = self.board.changed(jobs, totals.ended);
         let (now, lead) = (self.clock.now(), self.clock.lead());
         let all = || jobs.iter().chain(&moved).map(|job| &**job);
         // Before the dispatcher wakes.
         self.order.update(all(), (now, lead), |job| blocked.contains(&job.id));
-        let (mut ready, mut later) = (false, false);
+        let mut later = false;
         for job in all() {
             self.running.check(job);
             self.followers.notify(job.id);
             match job.state {
-                JobState::Queued { run_at } => {
-                    let is_due = run_at <= if job.is_timed { now.minus(lead) } else { now };
-                    ready |= is_due;
-                    later |= !is_due;
-                }
+                JobState::Queued { run_at } => later |= run_at > if job.is_timed { now.minus(lead) } else { now },
                 JobState::Running { .. } => {}
                 JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
                     self.waiters.notify(job.id);
@@ -71,7 +67,7 @@ impl Feed for Listener {
             }
             later |= job.deadline_at.is_some();
         }
-        if ready {
+        if has_new_ready {
             self.ready.notify_one();
         }
         if later {

@@ -13,7 +13,12 @@ use std::{
     collections::{HashMap, HashSet},
     num::NonZeroU64,
     path::Path,
-    sync::{Arc, Weak},
+    pin::Pin,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Wake, Waker},
     time::Duration,
 };
 
@@ -609,6 +614,9 @@ impl World {
         }
         self.store.set_deaf(deaf).await;
         self.was_set |= matches!(step, Step::SetClock { .. });
+        // Time wakes nobody; the board is looked at after each step.
+        let wakes = !matches!(step, Step::Pass(_) | Step::SetClock { .. } | Step::Restart { .. });
+        let sleeper = (wakes && self.ready() == 0).then(|| Sleeper::at(&self.queue));
         // A settle that fails tries again after a pause, which is nothing to wait for.
         if fault.is_some() || deaf {
             tokio::time::pause();
@@ -629,6 +637,9 @@ impl World {
         }
         self.store.take_fired();
         self.store.set_deaf(false).await;
+        if let Some(sleeper) = sleeper {
+            assert!(sleeper.is_woken() || self.ready() == 0, "a job is ready, and the dispatcher sleeps on");
+        }
         if deaf {
             // The board was rebuilt.
             (self.turns, self.turn) = (HashMap::new(), 0);
@@ -1106,6 +1117,35 @@ impl Queue {
     /// Over a store in memory.
     async fn in_memory(clock: &Clock, policy: &Policy) -> Queue {
         Queue::over(Arc::<MemoryStore>::default(), clock, policy, &Metrics::new()).await
+    }
+}
+
+/// A dispatcher that waits for a job.
+struct Sleeper {
+    woken: Arc<Woken>,
+    _wait: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Sleeper {
+    fn at(queue: &Queue) -> Sleeper {
+        let (woken, work) = (Arc::<Woken>::default(), queue.work());
+        let mut wait: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move { work.until_ready().await });
+        let polled = wait.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::clone(&woken))));
+        assert!(polled.is_pending(), "there is no job to wake for");
+        Sleeper { woken, _wait: wait }
+    }
+
+    fn is_woken(&self) -> bool {
+        self.woken.0.load(Ordering::SeqCst)
     }
 }
 
