@@ -11,6 +11,8 @@ pub mod sled;
 mod traits;
 
 mod change;
+mod new_job;
+mod record;
 
 #[cfg(test)]
 pub mod contract;

@@ -1,8 +1,9 @@
-//! What belongs to a change of a job: its cost, and its message to the callback URL. Pure.
+//! What belongs to a change of a job: its cost, and its message to the callback URL. Pure; every store uses it.
 
+use super::traits::StoreError;
 use crate::{
     clock::Timestamp,
-    job::{Attempt, Job, JobRecord, delivery::Delivery},
+    job::{Attempt, AttemptReport, Job, JobRecord, TransitionError, delivery::Delivery},
     ledger::{Day, Sums, UNKNOWN_MODEL},
 };
 
@@ -31,4 +32,35 @@ pub(super) fn with_delivery(record: JobRecord) -> JobRecord {
         if record.job.state.is_final() { delivery.due(record.job.created_at) } else { delivery }
     });
     JobRecord { delivery, ..record }
+}
+
+/// A record of another store: what ended there is not announced again.
+pub(super) fn imported(record: JobRecord) -> JobRecord {
+    if record.job.state.is_final() { JobRecord { delivery: None, ..record } } else { with_delivery(record) }
+}
+
+/// The newest message of an ended job, due again. A job that was imported after its end has none yet.
+///
+/// # Errors
+/// [`StoreError::NotFound`] without a callback URL, [`StoreError::Transition`] if the job has not ended.
+pub(super) fn resent(
+    job: &Job,
+    delivery: Option<Delivery>,
+    callback_url: impl FnOnce() -> Result<Option<String>, StoreError>,
+    now: Timestamp,
+) -> Result<Delivery, StoreError> {
+    if !job.state.is_final() {
+        let wanted = "sent to its callback URL";
+        return Err(TransitionError::Illegal { status: job.status(now), wanted }.into());
+    }
+    let delivery = match delivery {
+        Some(delivery) => delivery,
+        None => Delivery::to(&callback_url()?.ok_or(StoreError::NotFound(job.id))?),
+    };
+    Ok(delivery.resent(now))
+}
+
+/// About how much a report takes.
+pub(super) fn report_bytes(report: &AttemptReport) -> usize {
+    report.result.as_ref().map_or(0, |result| result.get().len()) + report.raw_answer.as_ref().map_or(0, String::len)
 }

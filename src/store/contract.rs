@@ -651,6 +651,15 @@ async fn sends_a_message_again_and_lists_those_that_fail(store: &impl Store) {
     let refused = store.resend(job(0).id, at(4)).await;
     assert!(matches!(refused, Err(StoreError::Transition(TransitionError::Illegal { .. }))), "{refused:?}");
     assert_eq!(store.resend(job(9).id, at(4)).await, Err(StoreError::NotFound(job(9).id)));
+    // What ended elsewhere is announced only if a person wants it.
+    let ended = |n| job(n).apply(&JobEvent::Cancel { at_risk: None }, at(3)).unwrap();
+    let records = [(6, request_with_callback(6)), (7, request(7))];
+    store.import(records.map(|(n, request)| JobRecord::fresh(ended(n), request)).to_vec()).await.unwrap();
+    assert_eq!(store.resend(job(7).id, at(4)).await, Err(StoreError::NotFound(job(7).id)), "it has no callback URL");
+    assert!(due(store, 99).await.is_empty());
+    store.resend(job(6).id, at(4)).await.unwrap();
+    assert_eq!(due(store, 4).await, [job(6).id]);
+    store.remove(vec![job(6).id, job(7).id], at(4)).await.unwrap();
     for (n, status) in [(0, 200), (1, 500), (2, 410), (3, 503), (4, 204)] {
         cancel(n, 5).await;
         let this = DeliveryTry { at: at(6), http_status: Some(status), error: None };

@@ -20,7 +20,7 @@ use crate::{
     clock::Timestamp,
     job::{
         Attempt, AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection,
-        JobState, Listing, MAX_ATTEMPTS, Owner, Side, TransitionError,
+        JobState, Listing, MAX_ATTEMPTS, Owner, Side,
         caller::Caller,
         delivery::{Delivery, UNNOTIFIED_RETENTION},
     },
@@ -217,12 +217,7 @@ impl JobStore for MemoryStore {
                 insertions.push(if is_here { Insertion::Existing(record.job.id) } else { Insertion::Accepted });
                 if !is_here {
                     changed.push(record.job.clone());
-                    let is_open = !record.job.state.is_final();
-                    state.add(if is_open {
-                        change::with_delivery(record)
-                    } else {
-                        JobRecord { delivery: None, ..record }
-                    });
+                    state.add(change::imported(record));
                 }
             }
             Ok((insertions, changed))
@@ -406,13 +401,9 @@ impl Outbox for MemoryStore {
     async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
         let mut state = self.open()?;
         let number = state.number(id).ok_or(StoreError::NotFound(id))?;
-        let Some(JobRecord { job, delivery: Some(delivery), .. }) = state.jobs.get_mut(&number) else {
-            return Err(StoreError::NotFound(id));
-        };
-        if !job.state.is_final() {
-            return Err(TransitionError::Illegal { status: job.status(now), wanted: "resent" }.into());
-        }
-        *delivery = delivery.clone().resent(now);
+        let Some(record) = state.jobs.get_mut(&number) else { return Err(StoreError::NotFound(id)) };
+        let callback_url = || Ok(record.request.callback_url.clone());
+        record.delivery = Some(change::resent(&record.job, record.delivery.clone(), callback_url, now)?);
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //! - `seat`: which node is the active one
 //! - `batch`: what changes make of jobs
 //! - `writer`: the one task that changes anything
-//! - `columns`, `codec`: what a batch writes
+//! - `columns`: what a batch writes
 //! - `shared`: what readers and the writer share; `state`: sums over all jobs, in memory
 //! - `readers`: connections for reads
 //! - `listing`: looking for jobs within a bound of time
@@ -13,7 +13,6 @@
 //! store on sled writes too.
 
 mod batch;
-mod codec;
 mod columns;
 mod connection;
 mod listing;
@@ -39,7 +38,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
 use self::{
-    batch::{Batch, Needs, NewJob, report_bytes},
+    batch::{Batch, Needs},
     listing::{RECORDS, broken, decode, record, unavailable},
     readers::Readers,
     shared::{Reset, Shared},
@@ -52,6 +51,7 @@ pub use self::{
 };
 use super::{
     change,
+    new_job::NewJob,
     traits::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError},
 };
 use crate::{
@@ -198,21 +198,17 @@ impl PostgresStore {
 #[async_trait]
 impl JobStore for PostgresStore {
     async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError> {
-        let new = NewJob::new(JobRecord::fresh(job, request))?;
-        let needs = Needs::of_new(std::slice::from_ref(&new));
-        self.bring(needs, |batch| batch.insert(new)).await
+        Ok(self.insert_all(vec![JobRecord::fresh(job, request)]).await?[0])
     }
 
     async fn insert_all(&self, jobs: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
-        let new = jobs.into_iter().map(|record| NewJob::new(change::with_delivery(record)));
-        let new = new.collect::<Result<Vec<_>, _>>()?;
+        let new = NewJob::from_records(jobs.into_iter().map(change::with_delivery))?;
         self.bring(Needs::of_new(&new), |batch| batch.insert_all(new)).await
     }
 
     async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
         let ids = records.iter().map(|record| record.job.id).collect();
-        let new = records.into_iter().map(|record| NewJob::new(change::with_delivery(record)));
-        let new = new.collect::<Result<Vec<_>, _>>()?;
+        let new = NewJob::from_records(records.into_iter().map(change::imported))?;
         let needs = Needs { jobs: ids, ..Needs::of_new(&new) };
         self.bring(needs, |batch| Ok(batch.import(new))).await
     }
@@ -229,7 +225,7 @@ impl JobStore for PostgresStore {
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
-        let bytes = event.report().map_or(0, report_bytes);
+        let bytes = event.report().map_or(0, change::report_bytes);
         let last_attempts = matches!(event, JobEvent::Release { .. }).then_some(id).into_iter().collect();
         let needs = Needs { bytes, last_attempts, ..Needs::job(id) };
         self.change(needs, move |batch| batch.apply(id, &event, now)).await
@@ -244,7 +240,7 @@ impl JobStore for PostgresStore {
         now: Timestamp,
     ) -> Result<Vec<Job>, StoreError> {
         let jobs = [id].into_iter().chain(followers.iter().copied()).collect();
-        let needs = Needs { jobs, bytes: report_bytes(&report), ..Needs::job(id) };
+        let needs = Needs { jobs, bytes: change::report_bytes(&report), ..Needs::job(id) };
         self.change(needs, move |batch| batch.succeed(id, attempt, &report, followers, now)).await
     }
 
@@ -385,7 +381,8 @@ impl Outbox for PostgresStore {
     }
 
     async fn resend(&self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
-        self.change(Needs::job(id), move |batch| batch.resend(id, now)).await
+        let needs = Needs { requests: vec![id], ..Needs::job(id) };
+        self.change(needs, move |batch| batch.resend(id, now)).await
     }
 
     async fn failing(&self, listing: Listing) -> Result<JobPage, StoreError> {

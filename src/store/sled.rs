@@ -60,7 +60,7 @@ use uuid::Uuid;
 use self::{
     batch::Batch,
     command_queue::{Request, Size},
-    commands::{NewJob, answer_bytes},
+    commands::size_of,
     disk::Disk,
     error::Result,
     load::View,
@@ -68,7 +68,11 @@ use self::{
     writer::Writer,
 };
 pub use self::{error::OpenError, shared::SledConfig};
-use super::traits::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError};
+use super::{
+    change,
+    new_job::NewJob,
+    traits::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError},
+};
 use crate::{
     clock::{Clock, Timestamp},
     job::{
@@ -156,13 +160,13 @@ impl JobStore for SledStore {
     }
 
     async fn insert_all(&self, jobs: Vec<JobRecord>) -> Result<Vec<Insertion>> {
-        let all = NewJob::from_records(jobs)?;
-        self.write(NewJob::size(&all), |batch| batch.insert_all(all)).await
+        let all = NewJob::from_records(jobs.into_iter().map(change::with_delivery))?;
+        self.write(size_of(&all), |batch| batch.insert_all(all)).await
     }
 
     async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>> {
-        let all = NewJob::from_records(records)?;
-        self.write(NewJob::size(&all), |batch| batch.import(all)).await
+        let all = NewJob::from_records(records.into_iter().map(change::imported))?;
+        self.write(size_of(&all), |batch| batch.import(all)).await
     }
 
     async fn claim(&self, id: JobId, owner: Owner, lease_until: Timestamp, now: Timestamp) -> Result<ClaimedJob> {
@@ -171,7 +175,7 @@ impl JobStore for SledStore {
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job> {
-        let size = Size::change(1, event.report().map_or(0, answer_bytes));
+        let size = Size::change(1, event.report().map_or(0, change::report_bytes));
         self.write(size, move |batch| batch.transition(id, &event, now)).await
     }
 
@@ -183,7 +187,7 @@ impl JobStore for SledStore {
         followers: Vec<JobId>,
         now: Timestamp,
     ) -> Result<Vec<Job>> {
-        let size = Size::change(1, answer_bytes(&report));
+        let size = Size::change(1, change::report_bytes(&report));
         self.write(size, move |batch| batch.succeed(id, attempt, &report, &followers, now)).await
     }
 

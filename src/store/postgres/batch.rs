@@ -13,11 +13,12 @@ use crate::{
     clock::Timestamp,
     job::{
         Attempt, AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, MAX_ATTEMPTS,
-        TransitionError, delivery::Delivery,
+        delivery::Delivery,
     },
     ledger::{Day, Sums},
     store::{
         change,
+        new_job::{NewJob, json},
         traits::{ClaimedJob, Insertion, StoreError},
     },
 };
@@ -58,31 +59,6 @@ impl Needs {
         self.bytes += other.bytes;
         self.count += other.count;
     }
-}
-
-/// A job to be added, with its records as they are stored.
-pub(super) struct NewJob {
-    record: JobRecord,
-    request: Vec<u8>,
-    attempts: Vec<(u32, Vec<u8>)>,
-}
-
-impl NewJob {
-    pub(super) fn new(record: JobRecord) -> Result<NewJob, StoreError> {
-        let request = json(record.job.id, &*record.request)?;
-        let attempts = record.attempts.iter().map(|attempt| Ok((attempt.number, json(record.job.id, attempt)?)));
-        let attempts = attempts.collect::<Result<_, StoreError>>()?;
-        Ok(NewJob { record, request, attempts })
-    }
-
-    fn bytes(&self) -> usize {
-        self.request.len() + self.attempts.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
-    }
-}
-
-/// A record as JSON.
-pub(super) fn json(id: JobId, record: &impl serde::Serialize) -> Result<Vec<u8>, StoreError> {
-    serde_json::to_vec(record).map_err(|error| StoreError::Corrupt { id, reason: error.to_string() })
 }
 
 /// A job as the batch has it.
@@ -205,7 +181,7 @@ impl Batch {
             }
             // One that isn't due, or has come to an end a moment ago, goes its own way.
             if let Ok(job) = self.apply(follower, &share, now) {
-                self.shared = (self.shared.0 + 1, self.shared.1 + report_bytes(report));
+                self.shared = (self.shared.0 + 1, self.shared.1 + change::report_bytes(report));
                 jobs.push(job);
             }
         }
@@ -223,14 +199,6 @@ impl Batch {
         }
     }
 
-    pub(super) fn insert(&mut self, new: NewJob) -> Result<Insertion, StoreError> {
-        if let Some(existing) = self.known(&new.record.job)? {
-            return Ok(existing);
-        }
-        self.add(new);
-        Ok(Insertion::Accepted)
-    }
-
     pub(super) fn insert_all(&mut self, all: Vec<NewJob>) -> Result<Vec<Insertion>, StoreError> {
         let known = all.iter().map(|new| self.known(&new.record.job)).collect::<Result<Vec<_>, _>>()?;
         if known.iter().any(Option::is_some) {
@@ -241,17 +209,14 @@ impl Batch {
         Ok(accepted)
     }
 
-    /// Adds those that are not here yet; an ended job of another store is owed no message.
+    /// Adds those that are not here yet.
     pub(super) fn import(&mut self, all: Vec<NewJob>) -> Vec<Insertion> {
         let mut insertions = Vec::with_capacity(all.len());
-        for mut new in all {
+        for new in all {
             let id = new.record.job.id;
             if self.entries.get(&id).is_some_and(|entry| entry.job.is_some()) {
                 insertions.push(Insertion::Existing(id));
                 continue;
-            }
-            if new.record.job.state.is_final() {
-                new.record.delivery = None;
             }
             insertions.push(Insertion::Accepted);
             self.add(new);
@@ -306,13 +271,14 @@ impl Batch {
     }
 
     pub(super) fn resend(&mut self, id: JobId, now: Timestamp) -> Result<(), StoreError> {
-        let missing = || StoreError::NotFound(id);
-        let entry = self.entries.get_mut(&id).ok_or_else(missing)?;
-        let (Some(job), Some(delivery)) = (&entry.job, &entry.delivery) else { return Err(missing()) };
-        if !job.state.is_final() {
-            return Err(TransitionError::Illegal { status: job.status(now), wanted: "resent" }.into());
-        }
-        entry.delivery = Some(delivery.clone().resent(now));
+        let entry = self.entries.get_mut(&id).ok_or(StoreError::NotFound(id))?;
+        let job = entry.job.as_ref().ok_or(StoreError::NotFound(id))?;
+        let callback_url = || match self.requests.get(&id) {
+            Some(Ok(request)) => Ok(request.callback_url.clone()),
+            Some(Err(reason)) => Err(StoreError::Corrupt { id, reason: reason.clone() }),
+            None => Ok(None),
+        };
+        entry.delivery = Some(change::resent(job, entry.delivery.clone(), callback_url, now)?);
         (entry.is_changed, entry.has_new_delivery) = (true, true);
         Ok(())
     }
@@ -335,9 +301,4 @@ impl Batch {
             && self.forget_keys.is_none()
             && !self.entries.values().any(|entry| entry.is_changed)
     }
-}
-
-/// About how much a report takes.
-pub(super) fn report_bytes(report: &AttemptReport) -> usize {
-    report.result.as_ref().map_or(0, |result| result.get().len()) + report.raw_answer.as_ref().map_or(0, String::len)
 }

@@ -2,14 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    batch::{Batch, json},
-    codec,
-};
+use super::batch::Batch;
 use crate::{
     clock::Timestamp,
     job::{JobId, JobState, caller::Caller},
     ledger::{ByModel, Day},
+    store::{new_job::json, record},
 };
 
 /// The changed jobs, the messages to their callback URLs, and new idempotency keys.
@@ -69,7 +67,7 @@ impl Columns {
             };
             columns.seqs.push(entry.seq);
             columns.ids.push(*id);
-            columns.records.push(codec::encode(job)?);
+            columns.records.push(record::encode(job)?);
             columns.statuses.push(status(job.state));
             columns.callers.push(digest(job.caller));
             columns.questions.push(digest(job.question));

@@ -10,7 +10,6 @@ use tokio_postgres::{Row, types::ToSql};
 use tracing::error;
 
 use super::{
-    codec,
     columns::{digest, status},
     connection::OpenError,
     shared::Shared,
@@ -21,7 +20,7 @@ use crate::{
         Attempt, Job, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobSelection, JobState, JobStatus, Listing,
         Side, UnfinishedSearch, delivery::Delivery,
     },
-    store::traits::StoreError,
+    store::{record, traits::StoreError},
 };
 
 /// Longest search for one page.
@@ -248,7 +247,7 @@ pub(super) fn record(row: &Row) -> Result<Option<JobRecord>, StoreError> {
 
 /// The job in a column.
 pub(super) fn decode(id: JobId, row: &Row, column: usize) -> Result<Job, StoreError> {
-    codec::decode(row.try_get(column).map_err(broken)?).map_err(|reason| StoreError::Corrupt { id, reason })
+    record::decode(row.try_get(column).map_err(broken)?).map_err(|reason| StoreError::Corrupt { id, reason })
 }
 
 fn attempts(id: JobId, row: &Row, column: usize) -> Result<Vec<Attempt>, StoreError> {

@@ -21,7 +21,6 @@ use tracing::{error, info, warn};
 
 use super::{
     batch::{Batch, Entry, Key, Needs},
-    codec,
     columns::{Columns, LedgerRows},
     connection::{ANSWER_TIMEOUT, Link, OpenError},
     shared::{Reset, Shared},
@@ -31,7 +30,10 @@ use crate::{
     clock::{SavedTime, Timestamp},
     job::{IdempotencyKey, JobId, MAX_ATTEMPTS},
     ledger::{ByModel, Day},
-    store::traits::{EndedCounts, MAX_AUDIT_BYTES},
+    store::{
+        record,
+        traits::{EndedCounts, MAX_AUDIT_BYTES},
+    },
 };
 
 /// Most jobs that a batch changes, and from so many new jobs on it takes no further command that brings any.
@@ -483,7 +485,7 @@ async fn warm(shared: &Shared, link: &Link) -> Result<(), OpenError> {
         let rows = link.client.query(include_str!("pending.sql"), &[]).await?;
         link.client.batch_execute("set statement_timeout to '10s'").await?;
         let jobs =
-            rows.iter().map(|row| codec::decode(row.try_get(0).map_err(|error| error.to_string())?).map(Arc::new));
+            rows.iter().map(|row| record::decode(row.try_get(0).map_err(|error| error.to_string())?).map(Arc::new));
         let jobs = jobs.collect::<Result<Vec<_>, String>>().map_err(OpenError::Unreadable)?;
         feed.reset(jobs, shared.state.read().totals());
     }
@@ -492,7 +494,7 @@ async fn warm(shared: &Shared, link: &Link) -> Result<(), OpenError> {
 }
 
 fn entry(row: &Row) -> Result<(JobId, Entry), OpenError> {
-    let job = codec::decode(row.try_get(2)?).map_err(OpenError::Unreadable)?;
+    let job = record::decode(row.try_get(2)?).map_err(OpenError::Unreadable)?;
     let delivery: Option<&[u8]> = row.try_get(4)?;
     let delivery = delivery.map(serde_json::from_slice).transpose();
     let delivery = delivery.map_err(|error| OpenError::Unreadable(error.to_string()))?;

@@ -7,9 +7,8 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use super::{
     cache::RecordCache,
-    codec::encode,
     disk::Disk,
-    error::Result,
+    error::{Fault, Result},
     idempotency::Keys,
     keys::{self, Seq},
     ledger::{LedgerEntry, LedgerRecord},
@@ -19,7 +18,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     job::{Job, JobId, delivery::Delivery},
-    store::traits::StoreError,
+    store::{record, traits::StoreError},
 };
 
 /// Sends the reply to a command, or the error with which the batch failed.
@@ -126,7 +125,7 @@ impl Batch<'_> {
         self.write_ledger()?;
         for seq in &touched {
             match &self.staged.jobs[seq] {
-                Some(job) => drop(disk.tree().insert(keys::metadata(*seq), encode(job)?)?),
+                Some(job) => drop(disk.tree().insert(keys::metadata(*seq), record::encode(job).map_err(Fault)?)?),
                 None => {
                     disk.tree().remove(keys::metadata(*seq))?;
                     // Never before: a job must not be there without its request.

@@ -6,13 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    codec::{self, fingerprint},
-    error::Fault,
-    index::Index,
-    keys::Seq,
-};
-use crate::clock::SavedTime;
+use super::{codec::fingerprint, error::Fault, index::Index, keys::Seq};
+use crate::{clock::SavedTime, store::record};
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Checksum {
@@ -30,7 +25,7 @@ impl Checksum {
     /// Of commit number `commits`, which touches these jobs of the index.
     pub(super) fn new(commits: u64, touched: Vec<Seq>, index: &Index, time: SavedTime) -> Checksum {
         let others = sum_of_others(index, &touched);
-        Checksum { commits, version: codec::VERSION, touched, others, time }
+        Checksum { commits, version: record::VERSION, touched, others, time }
     }
 
     pub(super) fn encode(&self) -> Result<Vec<u8>, Fault> {
@@ -44,7 +39,7 @@ impl Checksum {
     /// Whether the index has the jobs that were added up.
     pub(super) fn confirms(&self, index: &Index) -> bool {
         // Another version's sums are of other bytes; the next commit writes this one's.
-        self.version != codec::VERSION || self.others == sum_of_others(index, &self.touched)
+        self.version != record::VERSION || self.others == sum_of_others(index, &self.touched)
     }
 }
 

@@ -7,4 +7,4 @@ mod remove;
 mod transition;
 mod webhook;
 
-pub(super) use self::{insert::NewJob, transition::answer_bytes};
+pub(super) use self::insert::size_of;

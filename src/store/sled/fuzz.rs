@@ -6,11 +6,11 @@ use std::num::NonZeroU64;
 use proptest::{collection::vec, prelude::*, sample::Index};
 use strum::IntoEnumIterator;
 
-use super::codec;
 use crate::{
     clock::Timestamp,
     digest::ModelKey,
     job::{FailureClass, FailureCode, Failures, IdempotencyKey, Job, JobState, Priority, archive},
+    store::record,
 };
 
 fn time() -> impl Strategy<Value = Timestamp> + Clone {
@@ -70,29 +70,29 @@ fn job() -> impl Strategy<Value = Job> {
 proptest! {
     #[test]
     fn every_job_comes_back_as_it_was_written(job in job()) {
-        prop_assert_eq!(codec::decode(&codec::encode(&job).unwrap()).unwrap(), job);
+        prop_assert_eq!(record::decode(&record::encode(&job).unwrap()).unwrap(), job);
     }
 
     #[test]
     fn a_changed_record_is_a_job_or_an_error(
-        job in job(), changes in vec((any::<Index>(), any::<u8>()), 1..6), version in 0..=codec::VERSION, cut in any::<Index>(),
+        job in job(), changes in vec((any::<Index>(), any::<u8>()), 1..6), version in 0..=record::VERSION, cut in any::<Index>(),
     ) {
-        let mut bytes = codec::encode(&job).unwrap();
+        let mut bytes = record::encode(&job).unwrap();
         for (place, byte) in changes {
             let place = place.index(bytes.len());
             bytes[place] = byte;
         }
         bytes[0] = version;
         for bytes in [&bytes[..], &bytes[..cut.index(bytes.len())]] {
-            if let Ok(read) = codec::decode(bytes) {
-                prop_assert_eq!(codec::decode(&codec::encode(&read).unwrap()).unwrap(), read);
+            if let Ok(read) = record::decode(bytes) {
+                prop_assert_eq!(record::decode(&record::encode(&read).unwrap()).unwrap(), read);
             }
         }
     }
 
     #[test]
     fn bytes_that_were_never_a_record_are_no_panic(bytes in vec(any::<u8>(), 0..200)) {
-        let _ = codec::decode(&bytes);
+        let _ = record::decode(&bytes);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     job::Attempt,
     ledger::{ByModel, DAYS_KEPT, Day, DaySums, Spent, Sums, UNKNOWN_MODEL, total},
+    store::change,
 };
 
 /// Most entries in a record: with [`MAX_MODELS`] it stays below what sled keeps in its one file.
@@ -71,9 +72,8 @@ struct StoredEntry {
 
 impl LedgerEntry {
     pub(super) fn from_attempt(seq: Seq, attempt: &Attempt) -> Option<LedgerEntry> {
-        let sums = Sums::of(&attempt.report)?;
-        let model = attempt.report.model.as_deref().unwrap_or(UNKNOWN_MODEL).to_owned();
-        Some(LedgerEntry { day: Day::of(attempt.finished_at), seq, attempt: attempt.number, model, sums })
+        let (day, model, sums) = change::cost_of(attempt)?;
+        Some(LedgerEntry { day, seq, attempt: attempt.number, model, sums })
     }
 
     pub(super) fn without_job(day: Day, model: String, sums: Sums) -> LedgerEntry {

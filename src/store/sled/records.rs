@@ -5,14 +5,14 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use super::{
-    codec::{self, read_chunks},
+    codec::read_chunks,
     disk::Disk,
     error::{Fault, Result},
     keys::{self, Seq},
 };
 use crate::{
     job::{Attempt, Job, JobId, JobRequest, delivery::Delivery},
-    store::traits::StoreError,
+    store::{record, traits::StoreError},
 };
 
 impl Disk {
@@ -21,8 +21,8 @@ impl Disk {
         self.tree().scan_prefix(keys::METADATA).map(|entry| {
             let (key, value) = entry?;
             let seq = seq_of(&key)?;
-            let job = codec::decode(&value)
-                .map_err(|Fault(reason)| Fault(format!("the metadata of job number {seq}: {reason}")))?;
+            let job = record::decode(&value)
+                .map_err(|reason| Fault(format!("the metadata of job number {seq}: {reason}")))?;
             Ok((seq, job))
         })
     }

@@ -28,9 +28,12 @@ use super::{
     keys::{self, Seq},
     log::Log,
 };
-use crate::job::{
-    Job,
-    archive::{self, Life},
+use crate::{
+    job::{
+        Job,
+        archive::{self, Life},
+    },
+    store::record,
 };
 
 /// Most unreadable records that the summary names; the output marks all.
@@ -321,7 +324,7 @@ impl Records {
     fn line(&self, seq: Seq) -> Line {
         let only_in_log = !self.is_known(&keys::metadata(seq));
         let mut line = Line { format: archive::FORMAT, number: seq, only_in_log, ..Line::default() };
-        let job = self.get(&keys::metadata(seq)).and_then(|bytes| codec::decode(&bytes).ok());
+        let job = self.get(&keys::metadata(seq)).and_then(|bytes| record::decode(&bytes).ok());
         if job.is_none() {
             line.unreadable.push("the metadata".to_owned());
         }

@@ -16,6 +16,7 @@ use crate::{
     store::{
         EndedCounts, Totals,
         contract::{self, Heard, at, claim, job, request, spent, success},
+        record,
     },
 };
 
@@ -309,7 +310,7 @@ async fn after_a_batch_cut_off_at(steps: usize) -> (tempfile::TempDir, SledStore
             codec::write_chunks(disk.tree(), &keys::request(first + u64::from(n) - 1), &bytes).unwrap();
         };
         let metadata = |n: u32| {
-            let record = codec::encode(&job(n)).unwrap();
+            let record = record::encode(&job(n)).unwrap();
             disk.tree().insert(keys::metadata(first + u64::from(n) - 1), record).unwrap();
         };
         let writes: [&dyn Fn(); 7] = [
@@ -530,7 +531,7 @@ async fn of_a_batch_that_is_cut_off_nothing_is_salvaged() {
         disk.begin_insert_all(first, 2).unwrap();
         codec::write_chunks(disk.tree(), &keys::request(first), b"{\"query\":\"half\"}").unwrap();
         disk.begin(vec![first, first + 1], &index, SavedTime::default()).unwrap();
-        disk.tree().insert(keys::metadata(first), codec::encode(&job(1)).unwrap()).unwrap();
+        disk.tree().insert(keys::metadata(first), record::encode(&job(1)).unwrap()).unwrap();
         disk.sync().unwrap();
     }
     let mut jobs = Vec::new();

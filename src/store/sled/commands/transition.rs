@@ -13,7 +13,10 @@ use super::super::{
 use crate::{
     clock::Timestamp,
     job::{Attempt, AttemptOutcome, AttemptReport, Job, JobEvent, JobId, MAX_ATTEMPTS, delivery::Delivery},
-    store::traits::{ClaimedJob, StoreError},
+    store::{
+        change::report_bytes,
+        traits::{ClaimedJob, StoreError},
+    },
 };
 
 /// Most jobs of a batch that take the answer of another, because each gets a copy of it.
@@ -43,7 +46,7 @@ impl Batch<'_> {
     ) -> Result<Vec<Job>> {
         let mut jobs = vec![self.transition(id, &JobEvent::Succeed { attempt, report: Arc::clone(report) }, now)?];
         let report = report.shared(id);
-        let (size, share) = (answer_bytes(&report), JobEvent::Share { report: Arc::new(report) });
+        let (size, share) = (report_bytes(&report), JobEvent::Share { report: Arc::new(report) });
         for follower in followers {
             let (count, bytes) = self.staged.shared_answers;
             if count == MAX_SHARED || bytes > MAX_BYTES {
@@ -111,8 +114,4 @@ impl Batch<'_> {
         }
         Ok(attempt)
     }
-}
-
-pub(crate) fn answer_bytes(report: &AttemptReport) -> usize {
-    report.result.as_ref().map_or(0, |result| result.get().len()) + report.raw_answer.as_ref().map_or(0, String::len)
 }
