@@ -18,7 +18,7 @@
 //! `POST /api/v1/analyze` → [`http`] checks it → [`queue::Queue::enqueue`] → [`store`] has it on disk, synced → `202`.
 //! The store's feed puts it on the queue's board of pending jobs → the [`dispatch`]er gets a permit from [`limits`] → the board
 //! proposes the job, the store claims it, durably → [`agent`] renders the [`prompts`], asks
-//! [`claude`], has [`analysis`] read the answer → [`queue::WorkQueue::settle`], durably → whoever waits is woken.
+//! [`claude`], has [`analysis`] read the answer → [`queue::WorkQueue::settle`], durably → the waiting clients are woken.
 //!
 //! # What holds, and where
 //!

@@ -26,10 +26,9 @@ pub enum JobEvent {
     Release { attempt: u32, run_at: Timestamp, is_demoted: bool, report: Arc<AttemptReport> },
     /// The attempt failed and so does the job.
     Fail { attempt: u32, code: FailureCode, report: Arc<AttemptReport> },
-    /// A client or an operator gives the job up. A running job is cancelled only with an estimate of what its attempt
-    /// may cost all the same.
+    /// By a client or an operator. For a running job, `at_risk` is what its attempt may cost; without it the event is refused.
     Cancel { at_risk: Option<AtRisk> },
-    /// The lease is over, or the process that held it has died: whether the call was answered, nobody knows. It carries the
+    /// The lease is over, or its process has died. It is not known whether the call was answered. It carries the
     /// end of the lease as it was seen, which may have been extended since. Without `retry_at` the job fails.
     Expire { attempt: u32, lease_until: Timestamp, retry_at: Option<Timestamp>, at_risk: Option<AtRisk> },
     /// The job's deadline passed while it was queued.

@@ -53,7 +53,7 @@ impl Inner {
         let stay = self.running.begin(&job, Arc::clone(&request), lost.clone(), Arc::clone(&draft));
         // Its followers heard of the claim before there was a draft to read.
         self.followers.notify(job.id);
-        // Whoever cancelled the job in between did not find the token yet.
+        // A cancel in between did not find the token yet.
         if let Ok(current) = self.find(job.id).await {
             self.running.check(&current);
         }

@@ -111,7 +111,7 @@ pub(super) struct Link {
 }
 
 impl Database {
-    /// Checks the database and creates the schema if there is none.
+    /// Checks the database. Creates the schema if it has none.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -126,7 +126,7 @@ impl Database {
             .keepalives_idle(Duration::from_secs(5))
             .keepalives_interval(Duration::from_secs(2))
             .keepalives_retries(3);
-        // Among several hosts it finds the primary; of one it says that it is none.
+        // With several hosts, take the primary. With one, `check` refuses a replica in words.
         if config.get_hosts().len() > 1 {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
@@ -145,7 +145,7 @@ impl Database {
             let closed = CancellationToken::new();
             let guard = closed.clone().drop_guard();
             tokio::spawn(async move {
-                // Whoever waits for an answer gets the error too.
+                // Callers that wait for an answer get the error too.
                 let _ = connection.await;
                 drop(guard);
             });

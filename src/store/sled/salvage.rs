@@ -292,7 +292,7 @@ impl Records {
         keys.filter_map(|key| keys::parse_seq(key)).collect()
     }
 
-    /// The numbers of the jobs to write: not of what a crash left of an insertion that was never answered, or of a prune step.
+    /// The numbers of the jobs to write. A crash may have left parts of others: of an unanswered insertion, or of a prune step.
     fn jobs(&self) -> BTreeSet<Seq> {
         let pruning = self.get(keys::PRUNING).unwrap_or_default();
         let pruning: BTreeSet<Seq> = keys::parse_pruning(&pruning).collect();

@@ -109,7 +109,7 @@ impl Shared {
         self.disk.read().clone()
     }
 
-    /// The database, or why there is none at the moment.
+    /// The open database, or the reason why it is not open.
     pub(super) fn working_disk(&self) -> Result<Arc<Disk>> {
         let reason = || self.trouble().unwrap_or_else(|| "it is being opened".to_owned());
         self.disk().ok_or_else(|| StoreError::Unavailable { reason: reason() })
