@@ -55,12 +55,12 @@ use crate::{
     },
     dashboard::{self, Sessions},
     dispatch::Dispatcher,
-    http::{self, api::Api, failures::Failures, memory::MemoryBudget, memos::Memos, observe::RefusalLog},
+    http::{self, api::Api, failures::Failures, limits::Caps, memory::MemoryBudget, memos::Memos, observe::RefusalLog},
     ledger::Spending,
     metrics::Metrics,
     prompts::Prompts,
     queue::{Operations, Queue, QueueError, WorkQueue},
-    registry::Registry,
+    registry::{Live, Registry},
     store::{
         Store,
         postgres::PostgresStore,
@@ -129,7 +129,7 @@ impl App {
         let budget = parts::budget(settings, &agent.planner, &clock, spending.clone())?;
         let limits = parts::limits(settings, &agent.planner, budget);
         let closing = CancellationToken::new();
-        let policy = parts::policy(settings, tuning, &agent.planner, &limits, &clock);
+        let policy = parts::policy(settings, tuning, address, &agent.planner, &limits, &clock);
         let queue = Queue::open(Arc::clone(&store), clock.clone(), policy, metrics.clone(), spending, closing.clone());
         let queue = queue.await.map_err(StartError::Recovery)?;
         let registry = Registry::new(Arc::clone(&store) as _);
@@ -141,16 +141,19 @@ impl App {
         let webhooks = webhooks(settings, &queue, &store, registry.clone(), &clock, &metrics)?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
-        let sessions = Sessions::load(registry.clone(), clock.clone()).await?;
-        let upkeep = Upkeep {
+        let sessions = Sessions::new(registry.clone(), clock.clone());
+        let caps = Arc::new(Caps::new(limits.clone(), registry.clone()));
+        caps.reload(caps.prefix()).await?;
+        let upkeep = Arc::new(Upkeep {
             operations: queue.operations(),
-            registry,
+            registry: registry.clone(),
             ledger: Arc::clone(&store) as _,
             limits: limits.clone(),
             agent: agent.clone(),
             closing: closing.clone(),
-        };
-        upkeep.load().await?;
+        });
+        // Before the first call.
+        upkeep.reload(upkeep.prefix()).await?;
         recover(&queue.work()).await.map_err(StartError::Recovery)?;
 
         // From here on nothing fails: tasks that run already would outlive a failed start.
@@ -163,10 +166,15 @@ impl App {
             closing: closing.clone(),
         };
         let disk = parts::disk_watch(settings, tuning, &metrics);
-        let upkeep = upkeep.run(tuning.warm_up_after.filter(|_| !tuning.is_simulated));
+        let mut copies = queue.operations().live();
+        copies.extend([Arc::clone(&auth) as Arc<dyn Live>, Arc::clone(&caps) as _, Arc::clone(&upkeep) as _]);
+        let warm_up_after = tuning.warm_up_after.filter(|_| !tuning.is_simulated);
+        let upkeep = async move { upkeep.run(warm_up_after).await };
         let (calls, operations) = (parts::workers(settings), queue.operations());
         let tracker = start_tasks(&worker, calls, disk, webhooks.clone(), upkeep, operations.clone()).await;
-        let api = api(settings, &queue, &worker, &prompts, &auth, (&store, &audit), webhooks);
+        let following = closing.clone();
+        tracker.spawn(async move { following.run_until_cancelled(registry.follow(copies)).await });
+        let api = api(settings, &queue, &worker, &prompts, (&auth, caps), (&store, &audit), webhooks);
         let shown = parts::shown(settings, tuning, address);
         let router = http::router(api, |api| dashboard::router(api, sessions, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
@@ -218,7 +226,7 @@ impl App {
     pub async fn reload(&self, actor: &str) {
         let (prompts, auth) = (self.prompts.clone(), Arc::clone(&self.auth));
         let reload = move || {
-            auth.reload();
+            auth.reload_tokens();
             prompts.reload()
         };
         match task::spawn_blocking(reload).await {
@@ -338,7 +346,7 @@ fn api(
     queue: &Queue,
     worker: &Worker,
     prompts: &Prompts,
-    auth: &Arc<Auth>,
+    (auth, caps): (&Arc<Auth>, Arc<Caps>),
     (store, audit): (&Arc<dyn Store>, &Arc<AuditLog>),
     webhooks: Webhooks,
 ) -> Api {
@@ -348,6 +356,7 @@ fn api(
         ledger: Arc::clone(store) as _,
         audit: Arc::clone(audit),
         limits: worker.limits.clone(),
+        caps,
         models: worker.agent.planner.models.clone(),
         notes: {
             let (planner, queue) = (worker.agent.planner.clone(), queue.clone());

@@ -19,7 +19,7 @@ mod history;
 mod host;
 mod jobs;
 mod keys;
-mod limits;
+pub mod limits;
 mod listing;
 pub mod memory;
 pub mod memos;

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::{
     failures::Failures,
+    limits::Caps,
     memory::MemoryBudget,
     memos::Memos,
     observe::{self, RefusalLog},
@@ -40,6 +41,7 @@ pub struct Api {
     pub ledger: Arc<dyn Ledger>,
     pub audit: Arc<AuditLog>,
     pub limits: Limits,
+    pub caps: Arc<Caps>,
     pub prompts: Prompts,
     pub metrics: Metrics,
     pub models: Models,

@@ -75,6 +75,7 @@ async fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn Store>, Can
     let config = SledConfig { path: folder.join("store"), cache_bytes: 64 << 20, keep_answers: false };
     let store: Arc<dyn Store> = Arc::new(SledStore::open(config, Clock::system(), metrics.clone()).unwrap());
     let policy = Policy {
+        node: "node".to_owned(),
         allowance: Arc::new(|_| Allowance {
             calls_per_second: 1e6,
             calls_at_once: 1_000,
