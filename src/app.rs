@@ -123,6 +123,7 @@ impl App {
         secrets::guard_folder(&settings.data_dir);
         let metrics = Metrics::new();
         let (store, claude) = open(settings, access, &clock, &metrics, &listener).await?;
+        metrics.dispatcher.set(1);
         let (admin_token, is_new) = secrets::admin_token(settings)?;
         let agent = parts::agent(settings, claude, prompts.clone());
         let spending = Spending::default();
