@@ -133,8 +133,9 @@ impl App {
         let policy = parts::policy(settings, tuning, address, &agent.planner, &limits, &clock);
         let queue = Queue::open(Arc::clone(&store), clock.clone(), policy, metrics.clone(), spending, closing.clone());
         let queue = queue.await.map_err(StartError::Recovery)?;
+        let node = settings.database_url.is_some().then(|| parts::node(settings, address));
         let registry = Registry::new(Arc::clone(&store) as _);
-        let audit = Arc::new(AuditLog::new(Arc::clone(&store) as _, clock.clone()));
+        let audit = Arc::new(AuditLog::new(Arc::clone(&store) as _, clock.clone(), node));
         let keys = settings.api_keys.as_ref();
         let needs_key = settings.requires_api_key();
         let auth = Auth::load(admin_token.clone(), keys, tokens, needs_key, registry.clone(), clock.clone()).await?;

@@ -15,6 +15,8 @@
 //! Pure functions take `now` as an argument. Tests use a [`Clock::manual`], so that hours pass at once. Timeouts of calls
 //! use tokio's clock.
 
+pub mod moments;
+
 use std::{
     fmt,
     num::NonZeroI64,

@@ -3,6 +3,7 @@
 //! - `bucket`: one limit per minute
 //! - `budget`: what may be spent a day
 //! - `gate`: stops calls while all of them would fail alike
+//! - `memo`: what the dispatcher knows, for the other nodes
 //! - `model`: the limits, the gate and the calls of one model
 //! - `permit`: permission to make one call
 //! - `reach`: whether Claude can be reached
@@ -21,6 +22,7 @@
 mod bucket;
 pub mod budget;
 pub mod gate;
+mod memo;
 mod model;
 mod permit;
 pub mod reach;
@@ -44,6 +46,7 @@ use self::{
     state::{Admitted, Inner, State, Waiting},
 };
 pub use self::{
+    memo::Memo,
     model::{PerMinute, Tokens},
     permit::{BudgetShare, Permit},
 };

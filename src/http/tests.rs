@@ -58,7 +58,7 @@ async fn api_in(outage: Option<Outage>, closing: &CancellationToken) -> Api {
     Api {
         webhooks: webhooks.unwrap(),
         auth: Arc::new(auth),
-        audit: Arc::new(AuditLog::new(store.clone(), clock)),
+        audit: Arc::new(AuditLog::new(store.clone(), clock, None)),
         ledger: store,
         memory: MemoryBudget::new(64 << 20),
         refusals: observe::RefusalLog::default(),

@@ -87,9 +87,14 @@ impl Operations {
         self.0.workers()
     }
 
-    /// How many attempts are under way in this process.
+    /// How many attempts are under way on all nodes.
     pub fn running_attempts(&self) -> usize {
         self.0.running_attempts()
+    }
+
+    /// How many attempts are under way in this process.
+    pub fn own_attempts(&self) -> usize {
+        self.0.running.own()
     }
 
     /// The used share of the places in the queue: of all, or of those for jobs for later, whichever is larger.
