@@ -122,6 +122,7 @@ metrics! {
         "calls_at_once", "Most concurrent calls; lower than the number of workers while Claude is overloaded"
     );
     oldest_queued_age_seconds: FloatGauge = add_in(Unit::Seconds, "oldest_queued_age", "Age of the oldest queued job");
+    dispatcher: Gauge = add("dispatcher", "1 on the node that makes the calls: of the nodes of a database one does");
     paused: Gauge = add("paused", "1 while the queue is paused by an operator");
     held: Family<KindLabel, Gauge> = add(
         "queue_held",
