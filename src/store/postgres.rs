@@ -33,7 +33,7 @@ use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
 use secrecy::SecretString;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{broadcast, mpsc, oneshot, watch},
     task::JoinHandle,
     time::Instant,
 };
@@ -54,6 +54,7 @@ use super::{
     change,
     new_job::NewJob,
     traits::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError},
+    watch::SettingsWatch,
 };
 use crate::{
     clock::{Clock, Timestamp},
@@ -101,6 +102,7 @@ impl PostgresStore {
             metrics,
             state: RwLock::new(State::default()),
             feed: Mutex::default(),
+            settings_watch: SettingsWatch::default(),
             trouble: Mutex::default(),
             lost: CancellationToken::new(),
             standing: watch::Sender::new(Standing::Unknown),
@@ -428,6 +430,10 @@ impl Registry for PostgresStore {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let settings = rows.iter().map(|row| Ok((text(row.try_get(0)?), text(row.try_get(1)?))));
         settings.collect::<Result<_, _>>().map_err(broken)
+    }
+
+    fn watch(&self) -> broadcast::Receiver<String> {
+        self.shared.settings_watch.subscribe()
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {

@@ -4,11 +4,12 @@
 use std::time::Instant;
 
 use rand::RngExt;
+use reqwest::Method;
 use serde_json::json;
 
 use crate::{
     database::Postgres,
-    harness::{PATIENCE, Service, Setup, client, simulator},
+    harness::{PATIENCE, Service, Setup, client, send, simulator},
     load::{Ledger, Load},
 };
 
@@ -32,6 +33,13 @@ async fn until_ready(service: &Service) {
 }
 
 const TOOK_OVER: &str = "this node makes the calls from now on";
+
+/// The metric that says whether a node is the dispatcher.
+async fn dispatchers(service: &Service) -> u32 {
+    let metrics = service.get("/metrics").await.body;
+    let line = metrics.as_str().unwrap().lines().find_map(|line| line.strip_prefix("ceoagent_dispatcher "));
+    line.unwrap().parse().unwrap()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_node_makes_the_calls_after_a_kill_under_load_and_no_accepted_job_is_lost() {
@@ -66,11 +74,7 @@ async fn every_node_answers_waits_and_operates_whichever_makes_the_calls() {
     let (postgres, claude) = (Postgres::start(), simulator().await);
     let url = postgres.create("jobs");
     let (first, second) = (node(&claude.base_url(), &url).start(), node(&claude.base_url(), &url).start());
-    let gauge = async |node: &Service| {
-        let metrics = node.get("/metrics").await.text;
-        metrics.lines().find_map(|line| line.strip_prefix("ceoagent_dispatcher ").map(str::to_owned)).unwrap()
-    };
-    assert_eq!((gauge(&first).await.as_str(), gauge(&second).await.as_str()), ("1", "0"));
+    assert_eq!((dispatchers(&first).await, dispatchers(&second).await), (1, 0));
     let answer = second.post("/api/v1/analyze", &json!({ "query": "Which node calls?", "wait": true })).await;
     assert_eq!((answer.status, &answer.body["status"]), (200, &json!("succeeded")), "{answer:#?}");
     let id = answer.body["id"].as_str().unwrap();
@@ -82,8 +86,11 @@ async fn every_node_answers_waits_and_operates_whichever_makes_the_calls() {
     let cancelled = first.post(&format!("/api/v1/jobs/{id}/cancel"), &json!({})).await;
     assert_eq!(cancelled.body["status"], "cancelled", "{cancelled:#?}");
     assert_eq!(second.get(&format!("/api/v1/jobs/{id}")).await.body["status"], "cancelled");
-    let key = |node: &Service| node.post_with("/api/v1/analyze", &json!({ "query": "Twice?" }), &[("Idempotency-Key", "k")]);
-    let (one, two) = tokio::join!(key(&first), key(&second));
+    let with_key = |node: &Service| {
+        let request = node.request(Method::POST, "/api/v1/analyze").header("idempotency-key", "once");
+        send(request.json(&json!({ "query": "Twice?" })))
+    };
+    let (one, two) = tokio::join!(with_key(&first), with_key(&second));
     assert_eq!(one.body["id"], two.body["id"], "{one:#?} {two:#?}");
 }
 

@@ -397,9 +397,10 @@ impl Writer {
             return Ok(());
         }
         let mut state = self.shared.state.read().clone();
-        let News { jobs, .. } = feed::apply(rows, &mut state)?;
+        let News { jobs, settings } = feed::apply(rows, &mut state)?;
         let totals = state.totals();
         *self.shared.state.write() = state;
+        settings.iter().for_each(|name| self.shared.settings_watch.changed(name));
         let feed = self.shared.feed.lock().clone();
         feed.inspect(|feed| feed.changed(&jobs, totals));
         Ok(())
@@ -512,6 +513,7 @@ impl Writer {
     fn publish(&self, batch: &Batch, state: State, started: Instant) {
         let totals = state.totals();
         *self.shared.state.write() = state;
+        batch.settings.keys().for_each(|name| self.shared.settings_watch.changed(name));
         let has_jobs = batch.entries.values().any(|entry| entry.is_changed);
         if has_jobs {
             self.shared.metrics.store_commits.inc();
@@ -561,6 +563,7 @@ async fn read_all(shared: &Shared, link: &Link) -> Result<(), OpenError> {
         let jobs = jobs.collect::<Result<Vec<_>, String>>().map_err(OpenError::Unreadable)?;
         feed.reset(jobs, totals);
     }
+    shared.settings_watch.any_changed();
     Ok(client.batch_execute("commit").await?)
 }
 
