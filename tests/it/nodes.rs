@@ -8,6 +8,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::{
+    batch::in_an_hour,
     database::Postgres,
     harness::{PATIENCE, Service, Setup, client, send, simulator},
     load::{Ledger, Load},
@@ -81,7 +82,7 @@ async fn every_node_answers_waits_and_operates_whichever_makes_the_calls() {
     let elsewhere = first.get(&format!("/api/v1/jobs/{id}")).await;
     assert_eq!(elsewhere.body["result"], answer.body["result"]);
 
-    let later = json!({ "query": "When?", "run_at": "2100-01-01T00:00:00Z" });
+    let later = json!({ "query": "When?", "run_at": in_an_hour() });
     let id = second.post("/api/v1/analyze", &later).await.body["id"].as_str().unwrap().to_owned();
     let cancelled = first.post(&format!("/api/v1/jobs/{id}/cancel"), &json!({})).await;
     assert_eq!(cancelled.body["status"], "cancelled", "{cancelled:#?}");
