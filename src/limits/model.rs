@@ -151,7 +151,8 @@ impl Model {
         }
         self.used_at = moments.instant(memo.used_at);
         self.backed_off_at = memo.backed_off_at.map(|at| moments.instant(at));
-        let ModelMemo { name, backed_off, is_known, usual_seconds, usual_input, usual_output, input_per_byte, .. } = memo;
+        let ModelMemo { name, backed_off, is_known, usual_seconds, usual_input, usual_output, input_per_byte, .. } =
+            memo;
         (self.name, self.backed_off, self.is_known) = (name, backed_off, is_known);
         (self.usual_seconds, self.usual_input, self.usual_output) = (usual_seconds, usual_input, usual_output);
         self.input_per_byte = input_per_byte;

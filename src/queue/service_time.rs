@@ -183,7 +183,11 @@ impl ServiceTime {
         // The service's own first.
         models.sort_unstable_by_key(|(name, _)| *name);
         let models = models.into_iter().take(MAX_SHARED_MODELS).map(|(name, model)| (name.clone(), model.times()));
-        Times { mean: seen.mean.map(rounded), means: seen.means.map(|mean| mean.map(rounded)), models: models.collect() }
+        Times {
+            mean: seen.mean.map(rounded),
+            means: seen.means.map(|mean| mean.map(rounded)),
+            models: models.collect(),
+        }
     }
 
     /// Takes over what another node has seen.
