@@ -179,17 +179,18 @@ async fn memory() {
     println!("the same after a restart          {:8.1} MB resident", service.process().resident_mb());
 }
 
-/// A node that stands by takes over when the active one is killed.
+/// A second node joins, and makes the calls when the first one is killed.
 async fn take_over() {
-    let (claude, active, _) = filled(100_000, 1_000).await;
-    let standby = Service::start_in(active.home(), &binary(), &claude.base_url(), &[("WORKERS", "1")]).await;
-    println!("standing by                       {:8.1} MB resident", standby.process().resident_mb());
+    let (claude, first, _) = filled(100_000, 1_000).await;
+    let second = Service::start_in(first.home(), &binary(), &claude.base_url(), &[("WORKERS", "1")]).await;
+    println!("second node: start to first 200   {:8.0} ms", second.started_in.as_secs_f64() * 1_000.0);
+    println!("second node                       {:8.1} MB resident", second.process().resident_mb());
     let calls = claude.counters().calls;
     let killed = Instant::now();
-    drop(active);
+    drop(first);
     claude.wait_for_calls(calls + 1).await;
     println!("take-over: SIGKILL to first call  {:8.0} ms", killed.elapsed().as_secs_f64() * 1_000.0);
-    println!("after the take-over               {:8.1} MB resident", standby.process().resident_mb());
+    println!("after the take-over               {:8.1} MB resident", second.process().resident_mb());
 }
 
 /// Clients that wait at the same time, each on a connection of its own and for a job of its own.
