@@ -100,12 +100,7 @@ impl Service {
     }
 
     /// As [`Service::start`], with the data and the binary of the caller.
-    pub(crate) async fn start_in(
-        home: Arc<Home>,
-        binary: &Path,
-        upstream: &str,
-        settings: &[(&str, &str)],
-    ) -> Service {
+    pub(crate) async fn start_in(home: Arc<Home>, binary: &Path, upstream: &str, settings: &[(&str, &str)]) -> Service {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
         let started = Instant::now();

@@ -425,8 +425,7 @@ async fn churn() {
         let started = Instant::now();
         submit(&queue, TASKS, step).await;
         until(&settled, through).await;
-        let look =
-            Look { jobs: through, folder_mb: used_mb(&home.place()), resident_mb: Process::own().resident_mb() };
+        let look = Look { jobs: through, folder_mb: used_mb(&home.place()), resident_mb: Process::own().resident_mb() };
         println!(
             "{through:10} {:10.0} {:12} {:12.1} {:12.1}",
             step as f64 / started.elapsed().as_secs_f64(),
