@@ -58,7 +58,7 @@ use crate::{
         environment::{self, GatewayAccess},
     },
     dashboard::{self, Sessions},
-    http::{self, api::Api, failures::Failures, limits::Caps, memory::MemoryBudget, memos::Memos, observe::RefusalLog},
+    http::{self, api::Api, caps::Caps, failures::Failures, memory::MemoryBudget, memos::Memos, observe::RefusalLog},
     ledger::Spending,
     limits::Limits,
     metrics::Metrics,

@@ -19,7 +19,7 @@ use crate::{
         error::Parameter,
         message::{CacheTtl, LEAST_MAX_TOKENS, MessageRequest, SCHEMA_COMPILED_FOR},
     },
-    clock::{Timestamp, moments::Moments},
+    clock::{Moments, Timestamp},
 };
 
 /// How long a model that was overloaded is passed over: an overload is over in seconds to minutes.

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::{
     agent::models::{ModelMemo, Models},
-    clock::{Clock, moments::Moments},
+    clock::{Clock, Moments},
     limits::{self, Limits},
     queue::{self, Operations, Times},
     registry::{Live, Registry, Unavailable},

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{
+    caps::Caps,
     failures::Failures,
-    limits::Caps,
     memory::MemoryBudget,
     memos::Memos,
     observe::{self, RefusalLog},

@@ -48,7 +48,7 @@ async fn api_in(outage: Option<Outage>, closing: &CancellationToken) -> Api {
     let auth = Auth::load("s3cret".into(), None, None, false, registry.clone(), clock.clone()).await.unwrap();
     let least = RateCaps { requests: least, input_tokens: least, output_tokens: least };
     let limits = Limits::new(least, 1, None, Arc::new(|| ModelKey::of("m")));
-    let caps = Arc::new(limits::Caps::new(limits.clone(), registry.clone()));
+    let caps = Arc::new(caps::Caps::new(limits.clone(), registry.clone()));
     let root = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into();
     let secrets = Secrets::derived(&root, registry, clock.clone()).unwrap();
     let webhooks = Webhooks::new(queue.clone(), store.clone(), secrets, Callbacks::default(), None, metrics.clone());

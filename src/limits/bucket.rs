@@ -5,11 +5,13 @@ use std::{num::NonZeroU32, time::Duration};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _, clock::DefaultClock};
 use tokio::time::Instant;
 
-use super::memo::Named;
-use crate::clock::moments::Moments;
+use crate::clock::{Moments, Timestamp};
 
 /// The share of a limit that is used: clocks and networks are not exact, and a refused call costs more than a later one.
 const SHARE: f64 = 0.98;
+
+/// A limit that an answer named, and when its call began.
+pub(super) type Named = Option<(NonZeroU32, Timestamp)>;
 
 #[derive(Debug)]
 pub(super) struct Bucket {

@@ -14,9 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::memo::BudgetMemo;
 use crate::{
-    clock::{Clock, Timestamp, moments::Moments},
+    clock::{Clock, Moments, Timestamp},
     config::values::DailyBudget,
     job::AtRisk,
     ledger::{Day, Spending, dollars},
@@ -71,6 +70,14 @@ pub enum Room {
     TooLarge,
     /// Money is bounded, and the model has no price.
     NoPrice,
+}
+
+/// What is reserved, as the dispatcher tells other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct BudgetMemo {
+    reserved: Need,
+    /// What the call needs that was put off, and since when.
+    next: Option<(Need, Timestamp)>,
 }
 
 pub struct Budget {

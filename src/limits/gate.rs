@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use crate::{
-    clock::{Timestamp, moments::Moments},
+    clock::{Moments, Timestamp},
     job::{FailureCode, disposition::SharedFailure},
 };
 

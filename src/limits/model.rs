@@ -8,12 +8,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    bucket::Bucket,
+    bucket::{Bucket, Named},
     gate::{Gate, GateMemo, Refusal},
-    memo::Named,
 };
 use crate::{
-    clock::{Timestamp, moments::Moments},
+    clock::{Moments, Timestamp},
     config::values::RateCaps,
     job::TokenUsage,
 };

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
-    clock::{Timestamp, moments::Moments},
+    clock::{Moments, Timestamp},
     job::FailureCode,
 };
 

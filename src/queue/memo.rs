@@ -3,30 +3,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    handles::Operations,
-    service_time::{Kind, Times},
-};
-use crate::{
-    clock::{Timestamp, moments::Moments},
-    job::JobId,
-};
+use super::{handles::Operations, service_time::Times, wait::AttemptMemo};
+use crate::clock::{Moments, Timestamp};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Memo {
     attempts: Vec<AttemptMemo>,
     /// Since when more clients come than can be answered in time, and when that last showed.
     rush: Option<(Timestamp, Timestamp)>,
-}
-
-/// How far an attempt has come.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct AttemptMemo {
-    pub(super) job: JobId,
-    pub(super) kind: Kind,
-    pub(super) begun_at: Timestamp,
-    /// When the first piece of its text came, and how many bytes came.
-    pub(super) text: Option<(Timestamp, usize)>,
 }
 
 impl Operations {

@@ -37,7 +37,7 @@ use super::{
     service_time::Kind,
 };
 use crate::{
-    clock::{Timestamp, moments::Moments},
+    clock::{Moments, Timestamp},
     digest::{Lane, ModelKey},
     job::{Job, JobId, JobState, caller::Caller},
 };

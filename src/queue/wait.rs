@@ -4,16 +4,16 @@
 use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     draft::Draft,
-    memo::AttemptMemo,
     service_time::{Kind, Progress},
 };
 use crate::{
-    clock::moments::Moments,
+    clock::{Moments, Timestamp},
     job::{Job, JobId, JobRequest, JobState},
 };
 
@@ -87,6 +87,16 @@ pub(super) struct Running {
     own: Mutex<HashMap<JobId, RunningAttempt>>,
     /// On the dispatcher, as far as this node knows; empty on the dispatcher itself.
     others: Mutex<HashMap<JobId, OtherAttempt>>,
+}
+
+/// An attempt, as the dispatcher tells other nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct AttemptMemo {
+    pub(super) job: JobId,
+    pub(super) kind: Kind,
+    pub(super) begun_at: Timestamp,
+    /// When the first piece of its text came, and how many bytes came.
+    pub(super) text: Option<(Timestamp, usize)>,
 }
 
 /// An attempt on another node: its kind, when it was claimed, when the first piece of its text came, and how many bytes.
