@@ -11,6 +11,7 @@
 //! - `parts`: each part's configuration, and the constants that are not settings
 //! - `secrets`: the data folder and the secrets that are generated
 //! - `standby`: waiting until no other node is active
+//! - `transfer`: offline exports, imports and moves
 //! - `upkeep`: the schema is compiled ahead, old prices are noted
 
 mod door;
@@ -20,6 +21,7 @@ mod model_check;
 mod parts;
 mod secrets;
 mod standby;
+pub mod transfer;
 mod upkeep;
 
 use std::{
@@ -60,9 +62,10 @@ use crate::{
     metrics::Metrics,
     prompts::Prompts,
     queue::{Operations, Queue, QueueError, WorkQueue},
-    registry::Registry,
+    registry::{Registry, Unavailable},
     store::{
         Store,
+        archive::{self, Writer},
         postgres::PostgresStore,
         sled::{
             SledStore,
@@ -123,6 +126,10 @@ impl App {
         secrets::guard_folder(&settings.data_dir);
         let metrics = Metrics::new();
         let (store, claude) = open(settings, access, &clock, &metrics, &listener).await?;
+        if let Some(origin) = archive::marked(&*store).await.map_err(Unavailable::from)? {
+            store.close().await;
+            return Err(StartError::HalfMoved { origin });
+        }
         let (admin_token, is_new) = secrets::admin_token(settings)?;
         let agent = parts::agent(settings, claude, prompts.clone());
         let spending = Spending::default();
@@ -257,9 +264,9 @@ impl App {
     }
 }
 
-/// Writes what can be read of the jobs in the data folder to `out`, a JSON line each. Needs no service, changes nothing.
-pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, SalvageError> {
-    salvage::export(&parts::store_folder(settings), out)
+/// Writes what can be read of the jobs in the data folder. Needs no service, changes nothing.
+pub fn salvage<W: Write>(settings: &Settings, out: &mut Writer<W>) -> Result<Summary, SalvageError> {
+    salvage::export(&parts::store_folder(&settings.data_dir), out)
 }
 
 /// Opens the store and makes the client for Claude, at the same time, as both block: on the disk, and on hundreds of
@@ -280,7 +287,7 @@ async fn open(
         let seat = standby::seat(url, listener, &metrics).await?;
         Arc::new(PostgresStore::open(seat, clock, metrics).await?)
     } else {
-        let config = parts::store(settings);
+        let config = parts::store(&settings.data_dir, !settings.cache_ttl.is_zero());
         Arc::new(task::spawn_blocking(move || SledStore::open(config, clock, metrics)).await??)
     };
     Ok((store, client.await??))
@@ -346,6 +353,7 @@ fn api(
         queue: queue.clone(),
         operations: queue.operations(),
         ledger: Arc::clone(store) as _,
+        store: Arc::clone(store),
         audit: Arc::clone(audit),
         limits: worker.limits.clone(),
         models: worker.agent.planner.models.clone(),

@@ -303,6 +303,26 @@ impl JobStore for PostgresStore {
         rows.first().map_or(Ok(false), |row| row.try_get(0).map_err(broken))
     }
 
+    async fn orphaned_keys(
+        &self,
+        after: Option<[u8; 16]>,
+        most: usize,
+    ) -> Result<Vec<(IdempotencyKey, JobId)>, StoreError> {
+        let (after, most) = (after.map(Vec::from).unwrap_or_default(), i64::try_from(most).unwrap_or(i64::MAX));
+        let rows = self.read(include_str!("postgres/orphaned_keys.sql"), &[&after, &most]).await?;
+        rows.iter().map(|row| listing::key(row).map_err(broken)).collect()
+    }
+
+    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<(), StoreError> {
+        let names = keys.iter().map(|(key, _)| key.key.to_vec()).collect();
+        let needs = Needs { keys: names, count: keys.len(), ..Needs::default() };
+        self.change(needs, move |batch| {
+            keys.iter().for_each(|(key, job)| batch.add_key(key, *job));
+            Ok(())
+        })
+        .await
+    }
+
     async fn remove(&self, ids: Vec<JobId>, _: Timestamp) -> Result<usize, StoreError> {
         let needs = Needs { count: ids.len(), jobs: ids.clone(), ..Needs::default() };
         let ids = ids.into_iter().collect();
