@@ -213,10 +213,8 @@ impl Client {
 
     /// The answer, with its body still to be read. Fails unless it is a success.
     pub(super) async fn open(&self, request: RequestBuilder) -> Result<Response, ClientError> {
-        let unreachable = |error: reqwest::Error| ClientError::Unreachable {
-            base: self.base.clone(),
-            source: error.without_url(),
-        };
+        let unreachable =
+            |error: reqwest::Error| ClientError::Unreachable { base: self.base.clone(), source: error.without_url() };
         let answer = request.send().await.map_err(unreachable)?;
         let status = answer.status();
         if status.is_success() {

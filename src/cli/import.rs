@@ -108,13 +108,21 @@ impl Import {
         pages.send().await?;
         let Pages { imported, skipped, refused, .. } = pages;
         writeln!(stdout(), "{imported} jobs imported, {skipped} skipped (they exist already), {refused} refused")?;
-        let left_out: Vec<String> = checker.tally().0.iter().filter_map(|(kind, count)| match kind {
-            Kind::Job | Kind::IdempotencyKey => None,
-            kind => Some(format!("{} {kind}", count.count)),
-        }).collect();
+        let left_out: Vec<String> = checker
+            .tally()
+            .0
+            .iter()
+            .filter_map(|(kind, count)| match kind {
+                Kind::Job | Kind::IdempotencyKey => None,
+                kind => Some(format!("{} {kind}", count.count)),
+            })
+            .collect();
         if !left_out.is_empty() {
             let left_out = left_out.join(", ");
-            writeln!(stderr(), "left out, because a running service has its own: {left_out}. Use --to to restore them")?;
+            writeln!(
+                stderr(),
+                "left out, because a running service has its own: {left_out}. Use --to to restore them"
+            )?;
         }
         match checker.finish() {
             // Of a line that could not be read nothing is known, so the counts can't agree.

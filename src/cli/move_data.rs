@@ -65,7 +65,9 @@ pub(super) fn place(option: &str, text: &str, settings: &Settings) -> anyhow::Re
         return Ok(Place::parse(text));
     }
     let url = settings.database_url.as_ref().map(|url| Place::parse(url.expose_secret()));
-    url.with_context(|| format!("{option} {FROM_SETTING}: this setting is not set. Set it in the environment or in .env"))
+    url.with_context(|| {
+        format!("{option} {FROM_SETTING}: this setting is not set. Set it in the environment or in .env")
+    })
 }
 
 /// Writes a line each time that so many more jobs are done.

@@ -3,7 +3,10 @@
 use super::traits::StoreError;
 use crate::{
     clock::Timestamp,
-    job::{Attempt, AttemptReport, Job, JobRecord, TransitionError, delivery::{Delivery, DeliveryState}},
+    job::{
+        Attempt, AttemptReport, Job, JobRecord, TransitionError,
+        delivery::{Delivery, DeliveryState},
+    },
     ledger::{Day, Sums, UNKNOWN_MODEL},
 };
 

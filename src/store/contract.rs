@@ -597,9 +597,13 @@ async fn moves_all_that_it_holds_to_another_store<S: Store>(from: S, to: S) {
         from.transition(id, event, at(10)).await.unwrap();
     }
     claim(&*from, 4, 11).await;
-    from.transition(job(4).id, JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: spending("a", 5) }, at(12))
-        .await
-        .unwrap();
+    from.transition(
+        job(4).id,
+        JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: spending("a", 5) },
+        at(12),
+    )
+    .await
+    .unwrap();
     claim(&*from, 5, 13).await;
     // A delivered message, a failing one, and one of a job that waits again.
     let delivery = async |store: &S, n| store.get(job(n).id).await.unwrap().unwrap().delivery.unwrap();

@@ -108,9 +108,13 @@ pub enum ArchiveError {
     AfterEnd,
     #[error("the end of the archive is missing: it was cut off after this line")]
     Cut,
-    #[error("the archive was changed or damaged: its end line states {stated} records of the kind {kind}, it has {found}")]
+    #[error(
+        "the archive was changed or damaged: its end line states {stated} records of the kind {kind}, it has {found}"
+    )]
     Count { kind: Kind, stated: u64, found: u64 },
-    #[error("the archive was changed or damaged: the checksum of its records of the kind {0} is not that of its end line")]
+    #[error(
+        "the archive was changed or damaged: the checksum of its records of the kind {0} is not that of its end line"
+    )]
     Checksum(Kind),
 }
 

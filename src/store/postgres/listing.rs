@@ -248,7 +248,9 @@ pub(super) fn record(row: &Row) -> Result<Option<JobRecord>, StoreError> {
 /// An idempotency key and its job, in the first four columns.
 pub(super) fn key(row: &Row) -> Result<(IdempotencyKey, JobId), tokio_postgres::Error> {
     // Of another length only if somebody else wrote it. Then it stands for no request.
-    let bytes = |column| Ok::<_, tokio_postgres::Error>(<[u8; 16]>::try_from(row.try_get::<_, &[u8]>(column)?).unwrap_or_default());
+    let bytes = |column| {
+        Ok::<_, tokio_postgres::Error>(<[u8; 16]>::try_from(row.try_get::<_, &[u8]>(column)?).unwrap_or_default())
+    };
     let expires_at = Timestamp::from_millis(row.try_get(3)?);
     Ok((IdempotencyKey { key: bytes(0)?, body: bytes(1)?, expires_at }, row.try_get(2)?))
 }
