@@ -130,6 +130,7 @@ impl App {
             store.close().await;
             return Err(StartError::HalfMoved { origin });
         }
+        metrics.dispatcher.set(1);
         let (admin_token, is_new) = secrets::admin_token(settings)?;
         let agent = parts::agent(settings, claude, prompts.clone());
         let spending = Spending::default();
