@@ -163,23 +163,20 @@ mod tests {
 
     #[test]
     fn an_archive_that_was_cut_joined_or_changed_is_refused_with_the_reason() {
-        let whole = archive();
-        let changed = |change: &dyn Fn(&mut Vec<String>)| {
-            let mut lines = whole.clone();
-            change(&mut lines);
-            read(&lines).unwrap_err()
-        };
-        let cases: [(&dyn Fn(&mut Vec<String>), &str); 7] = [
-            (&|lines| lines.truncate(3), "the end of the archive is missing"),
-            (&|lines| lines.clear(), "not the header of an archive"),
-            (&|lines| drop(lines.remove(0)), "not the header of an archive"),
-            (&|lines| drop(lines.remove(2)), "its end line states 3 records of the kind setting, it has 2"),
-            (&|lines| lines.swap(1, 2), "the checksum of its records of the kind setting"),
-            (&|lines| lines[2] = lines[2].replace("\"1\"", "\"2\""), "the checksum of its records of the kind setting"),
-            (&|lines| lines.extend(whole.clone()), "a line after the end of the archive"),
+        type Change = fn(&mut Vec<String>);
+        let cases: [(Change, &str); 7] = [
+            (|lines| lines.truncate(3), "the end of the archive is missing"),
+            (|lines| lines.clear(), "not the header of an archive"),
+            (|lines| drop(lines.remove(0)), "not the header of an archive"),
+            (|lines| drop(lines.remove(2)), "its end line states 3 records of the kind setting, it has 2"),
+            (|lines| lines.swap(1, 2), "the checksum of its records of the kind setting"),
+            (|lines| lines[2] = lines[2].replace("\"1\"", "\"2\""), "the checksum of its records of the kind setting"),
+            (|lines| lines.extend_from_within(..), "a line after the end of the archive"),
         ];
         for (change, words) in cases {
-            let error = changed(change);
+            let mut lines = archive();
+            change(&mut lines);
+            let error = read(&lines).unwrap_err();
             assert!(error.contains(words), "{words}: {error}");
         }
     }
