@@ -25,7 +25,7 @@ use crate::{
     store::{
         Store, StoreError,
         archive::{self, ArchiveError, Checker, Kind, Reader, Record, Scope, Tally, Writer},
-        postgres::{self, Database, PostgresStore, Seat},
+        postgres::{self, PostgresStore},
         sled::{self, SledStore},
     },
 };
@@ -36,9 +36,9 @@ const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 const BATCH_BYTES: usize = 4 << 20;
 const BATCH_RECORDS: usize = 500;
 
-/// How often the seat of a database is asked for: the server needs a moment to notice that its holder has ended.
-const SEAT_TRIES: u32 = 10;
-const SEAT_PAUSE: Duration = Duration::from_millis(200);
+/// How often to look for other nodes of a database: the server needs a moment to notice that one has ended.
+const NODE_TRIES: u32 = 10;
+const NODE_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where a store is.
 #[derive(Clone, Debug)]
@@ -60,7 +60,7 @@ pub enum TransferError {
     Folder(#[from] sled::OpenError),
     #[error("{0}: {1}")]
     Database(Place, postgres::OpenError),
-    #[error("{0} is in use: a node of a service is active there. Stop all nodes, then repeat the command")]
+    #[error("{0} is in use: nodes of a service are connected to it. Stop all nodes, then repeat the command")]
     InUse(Place),
     #[error(
         "{0} has only a part of {1}, because a move or an import into it did not end. Repeat that one first, or empty this \
@@ -272,6 +272,8 @@ struct Open {
     place: Place,
     store: Arc<dyn Store>,
     clock: Clock,
+    /// The same store, if it is a database.
+    database: Option<Arc<PostgresStore>>,
 }
 
 impl Open {
@@ -306,13 +308,29 @@ impl Open {
             }
             Place::Database(url) => {
                 let failed = |error| TransferError::Database(place.clone(), error);
-                let database = Arc::new(Database::open(url).await.map_err(failed)?);
-                let seat = take_seat(&database).await.map_err(failed)?;
-                let seat = seat.ok_or_else(|| TransferError::InUse(place.clone()))?;
-                Arc::new(PostgresStore::open(seat, clock.clone(), Metrics::new()).await.map_err(failed)?)
+                let store = PostgresStore::open(url, clock.clone(), Metrics::new()).await.map_err(failed)?;
+                let store = Arc::new(store);
+                let open =
+                    Open { place: place.clone(), store: store.clone(), clock: clock.clone(), database: Some(store) };
+                open.check_alone(NODE_TRIES).await?;
+                return Ok(open);
             }
         };
-        Ok(Open { place: place.clone(), store, clock: clock.clone() })
+        Ok(Open { place: place.clone(), store, clock: clock.clone(), database: None })
+    }
+
+    /// Another process has no folder at the same time, but it may have started to use a database.
+    async fn check_alone(&self, tries: u32) -> Result<(), TransferError> {
+        let Some(database) = &self.database else { return Ok(()) };
+        for left in (0..tries).rev() {
+            if database.is_alone().await.map_err(|error| self.failed(error))? {
+                return Ok(());
+            }
+            if left > 0 {
+                sleep(NODE_PAUSE).await;
+            }
+        }
+        Err(TransferError::InUse(self.place.clone()))
     }
 
     fn failed(&self, error: StoreError) -> TransferError {
@@ -364,7 +382,7 @@ impl Open {
         let count = archive::job_count(&*self.store).await.map_err(|error| self.failed(error))?;
         let read = tally.count(Kind::Job);
         if count == read {
-            Ok(())
+            self.check_alone(1).await
         } else {
             Err(TransferError::UnreadableJobs { place: self.place.clone(), count, read })
         }
@@ -383,6 +401,7 @@ impl Open {
         drop(self);
         let again = Open::open(place, clock).await?;
         let target = again.tally().await?;
+        again.check_alone(1).await?;
         let is_equal = source.differing(&target).is_empty();
         if was_done && !is_equal {
             return Err(TransferError::NotEmpty(place.clone()));
@@ -393,14 +412,4 @@ impl Open {
         again.store.close().await;
         Ok(Transferred { source, target, was_done, is_partial })
     }
-}
-
-async fn take_seat(database: &Arc<Database>) -> Result<Option<Seat>, postgres::OpenError> {
-    for _ in 1..SEAT_TRIES {
-        if let Some(seat) = Seat::take(database).await? {
-            return Ok(Some(seat));
-        }
-        sleep(SEAT_PAUSE).await;
-    }
-    Seat::take(database).await
 }

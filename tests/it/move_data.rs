@@ -204,7 +204,7 @@ async fn a_service_answers_the_same_on_postgresql_and_back_in_a_folder() {
     assert_eq!(accepted(&there), accepted(&history));
     let (code, _, said) = run(&database, &["move", "--from", "DATABASE_URL", "--to", "back"], "");
     assert_eq!(code, 1);
-    assert!(said.contains("is in use: a node of a service is active there"), "{said}");
+    assert!(said.contains("is in use: nodes of a service are connected to it"), "{said}");
     let after = known(&node, "").await;
     node.terminate();
 
