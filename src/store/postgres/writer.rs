@@ -542,10 +542,15 @@ async fn read_all(shared: &Shared, link: &Link) -> Result<(), OpenError> {
     client.batch_execute("begin isolation level repeatable read read only; set local statement_timeout to 0").await?;
     let n = client.query_one(include_str!("newest_feed.sql"), &[]).await?.try_get(0)?;
     let totals = client.query_one(include_str!("totals.sql"), &[]).await?;
+    let ledger = client.query(include_str!("ledger.sql"), &[]).await?;
+    let feed = shared.feed.lock().clone();
+    let pending = if feed.is_some() { client.query(include_str!("pending.sql"), &[]).await? } else { Vec::new() };
+    // First, as the server ends a transaction in which nothing happens.
+    client.batch_execute("commit").await?;
     let count = |column| Ok::<_, OpenError>(usize::try_from(totals.try_get::<_, i64>(column)?).unwrap_or(0));
     let ended = EndedCounts { succeeded: count(0)?, failed: count(1)?, cancelled: count(2)? };
     let mut days = BTreeMap::<Day, ByModel>::new();
-    for row in client.query(include_str!("ledger.sql"), &[]).await? {
+    for row in ledger {
         let day = Day::from_number(u32::try_from(row.try_get::<_, i64>(0)?).unwrap_or(u32::MAX));
         let sums = postcard::from_bytes(row.try_get(2)?).map_err(|error| OpenError::Unreadable(error.to_string()))?;
         days.entry(day).or_default().insert(row.try_get(1)?, sums);
@@ -555,16 +560,11 @@ async fn read_all(shared: &Shared, link: &Link) -> Result<(), OpenError> {
     let state = State { n, counts, days: Arc::new(days) };
     let totals = state.totals();
     *shared.state.write() = state;
-    let feed = shared.feed.lock().clone();
-    if let Some(feed) = feed {
-        let rows = client.query(include_str!("pending.sql"), &[]).await?;
-        let jobs =
-            rows.iter().map(|row| record::decode(row.try_get(0).map_err(|error| error.to_string())?).map(Arc::new));
-        let jobs = jobs.collect::<Result<Vec<_>, String>>().map_err(OpenError::Unreadable)?;
-        feed.reset(jobs, totals);
-    }
+    let job = |row: &Row| record::decode(row.try_get(0).map_err(|error| error.to_string())?).map(Arc::new);
+    let pending = pending.iter().map(job).collect::<Result<Vec<_>, String>>().map_err(OpenError::Unreadable)?;
+    feed.inspect(|feed| feed.reset(pending, totals));
     shared.settings_watch.any_changed();
-    Ok(client.batch_execute("commit").await?)
+    Ok(())
 }
 
 fn entry(row: &Row) -> Result<(JobId, Entry), OpenError> {
