@@ -4,7 +4,7 @@
 //! - `seat`: which node makes the calls
 //! - `feed`: what other nodes changed
 //! - `batch`: what changes make of jobs
-//! - `writer`: the one task of a node that changes anything
+//! - `writer`: the one task of a node that changes anything; `session`: its connection
 //! - `columns`: what a batch writes
 //! - `shared`: what readers and the writer share; `state`: sums over all jobs, in memory
 //! - `readers`: connections for reads
@@ -20,6 +20,7 @@ mod feed;
 mod listing;
 mod readers;
 mod seat;
+mod session;
 mod shared;
 mod state;
 mod writer;
