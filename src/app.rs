@@ -58,7 +58,7 @@ use crate::{
     http::{self, api::Api, failures::Failures, memory::MemoryBudget, memos::Memos, observe::RefusalLog},
     ledger::Spending,
     metrics::Metrics,
-    prompts::{PromptError, Prompts},
+    prompts::Prompts,
     queue::{Operations, Queue},
     registry::Registry,
     store::{
@@ -133,9 +133,6 @@ impl App {
         let queue = Queue::open(Arc::clone(&store), clock.clone(), policy, metrics.clone(), spending, closing.clone());
         let queue = queue.await.map_err(StartError::Recovery)?;
         let registry = Registry::new(Arc::clone(&store) as _);
-        if settings.database_url.is_some() {
-            prompts.share(registry.clone()).await?;
-        }
         let audit = Arc::new(AuditLog::new(Arc::clone(&store) as _, clock.clone()));
         let keys = settings.api_keys.as_ref();
         let needs_key = settings.requires_api_key();
@@ -229,20 +226,21 @@ impl App {
 
     /// Reloads the prompts and the keys of JWTs. The outcome is logged; the audit log names `actor`.
     pub async fn reload(&self, actor: &str) {
-        let auth = Arc::clone(&self.auth);
-        if let Err(error) = task::spawn_blocking(move || auth.reload()).await {
-            error!(%error, "failed to reload the keys of JWTs");
-        }
-        match self.prompts.reload().await {
-            Ok(()) => {
+        let (prompts, auth) = (self.prompts.clone(), Arc::clone(&self.auth));
+        let reload = move || {
+            auth.reload();
+            prompts.reload()
+        };
+        match task::spawn_blocking(reload).await {
+            Ok(Ok(())) => {
                 let action = AuditAction { actor, action: "prompts_reload", detail: None };
                 if let Err(error) = self.audit.record(action, None).await {
                     warn!(%error, "the prompts are reloaded, but the audit log has no entry");
                 }
             }
-            Err(error @ PromptError::NotShared(_)) => error!(%error, "the old prompts stay in use"),
             // It is logged already.
-            Err(_) => {}
+            Ok(Err(_)) => {}
+            Err(error) => error!(%error, "failed to reload the prompts"),
         }
     }
 
