@@ -118,12 +118,13 @@ impl Holder {
     /// Writes the beats until the seat is lost; then cancels `lost`.
     async fn hold(mut self) {
         let shared = Arc::clone(&self.shared);
-        let (mut beats, mut old) = (0, 0);
+        let (mut beats, mut old, mut pause) = (0, 0, BEAT_PAUSE);
         loop {
             tokio::select! {
-                () = sleep(BEAT_PAUSE) => {}
+                () = sleep(pause) => {}
                 () = self.link.closed.cancelled(), if self.has_lock => {}
             }
+            pause = BEAT_PAUSE;
             let sent_at = Instant::now();
             match self.beat(&shared.clock).await {
                 Ok(true) => *shared.beat_at.lock() = sent_at,
@@ -136,7 +137,7 @@ impl Holder {
                     // Without the lock this node has the seat until another raises the epoch.
                     self.has_lock = false;
                     if let Ok(link) = connect(&shared.database).await {
-                        self.link = link;
+                        (self.link, pause) = (link, Duration::ZERO);
                     }
                 }
             }
