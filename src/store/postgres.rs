@@ -44,7 +44,7 @@ use uuid::Uuid;
 use self::{
     batch::{Batch, Needs},
     connection::Database,
-    listing::{RECORDS, broken, decode, record, unavailable},
+    listing::{broken, decode, record, unavailable},
     readers::Readers,
     shared::{Reset, Shared, Standing},
     state::State,
@@ -303,7 +303,7 @@ impl JobStore for PostgresStore {
     }
 
     async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
-        let rows = self.read(RECORDS, &[&vec![id]]).await?;
+        let rows = self.read(include_str!("postgres/record.sql"), &[&id]).await?;
         rows.first().map_or(Ok(None), record)
     }
 

@@ -26,6 +26,10 @@ use crate::{
 /// The advisory lock that a transaction which writes holds to its end.
 const WRITE_LOCK: i64 = i64::from_be_bytes(*b"ceoagen3");
 
+/// The writer finds rows by their keys alone. So a plan holds for any number of rows, and a tenth of a millisecond for a new
+/// one each time is saved. A plan of an empty table must not read all of it later.
+const PLANS: &str = "set plan_cache_mode to force_generic_plan; set enable_seqscan to off";
+
 macro_rules! statements {
     ($($name:ident)*) => {
         /// The writer's statements, prepared once a connection.
@@ -56,7 +60,7 @@ impl Session {
     pub(super) async fn open(database: &Database) -> Result<Session, OpenError> {
         let link = database.connect().await?;
         // Before it reads the state of the store: it hears of every change after that.
-        answer(link.client.batch_execute("listen ceoagent")).await?;
+        answer(link.client.batch_execute(&format!("listen ceoagent; {PLANS}"))).await?;
         let statements = answer(Statements::prepare(&link)).await?;
         Ok(Session { link, statements })
     }
@@ -234,7 +238,8 @@ impl Session {
     pub(super) async fn read_all(&self, with_pending: bool) -> Result<(State, Vec<Arc<Job>>), OpenError> {
         let client = &self.link.client;
         // Millions of jobs take their time; a dead connection ends it too.
-        let begin = "begin isolation level repeatable read read only; set local statement_timeout to 0";
+        let begin = "begin isolation level repeatable read read only; set local statement_timeout to 0; \
+                     set local enable_seqscan to on";
         client.batch_execute(begin).await?;
         let n = client.query_one(include_str!("newest_feed.sql"), &[]).await?.try_get(0)?;
         let totals = client.query_one(include_str!("totals.sql"), &[]).await?;
