@@ -46,9 +46,10 @@ use self::{
     connection::Database,
     listing::{broken, decode, record, unavailable},
     readers::Readers,
+    session::FORGOTTEN_KEYS,
     shared::{Reset, Shared, Standing},
     state::State,
-    writer::{Answer, Command, FORGOTTEN_KEYS, Lanes, Writer},
+    writer::{Answer, Command, Lanes, Writer},
 };
 pub use self::{connection::OpenError, seat::Seat};
 use super::{

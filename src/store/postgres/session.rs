@@ -11,7 +11,6 @@ use super::{
     connection::{Database, Link, OpenError, answer},
     feed::MAX_ROWS,
     state::{Counts, State},
-    writer::FORGOTTEN_KEYS,
 };
 use crate::{
     clock::{SavedTime, Timestamp},
@@ -25,6 +24,9 @@ use crate::{
 
 /// The advisory lock that a transaction which writes holds to its end.
 const WRITE_LOCK: i64 = i64::from_be_bytes(*b"ceoagen3");
+
+/// Idempotency keys that a batch forgets.
+pub(super) const FORGOTTEN_KEYS: i64 = 1_024;
 
 /// The writer finds rows by their keys alone. So a plan holds for any number of rows, and a tenth of a millisecond for a new
 /// one each time is saved. A plan of an empty table must not read all of it later.

@@ -43,9 +43,6 @@ const CONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration
 /// Longest wait for the end of a transaction that failed.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Idempotency keys that a batch forgets.
-pub(super) const FORGOTTEN_KEYS: i64 = 1_024;
-
 /// Answers a caller. If it is dropped, the caller hears that the outcome is unknown.
 pub(super) type Answer = Box<dyn FnOnce() + Send>;
 
