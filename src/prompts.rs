@@ -594,26 +594,26 @@ mod tests {
         assert_eq!(plain.sha256(None), windows.sha256(None));
     }
 
-    #[test]
-    fn a_reload_takes_all_versions_or_none() {
+    #[tokio::test]
+    async fn a_reload_takes_all_versions_or_none() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "v1", "Be brief.", GOOD_USER);
         let prompts = Prompts::load(folder.path()).unwrap();
         let before = prompts.list();
         write(folder.path(), "v1", "Be very brief.", GOOD_USER);
         write(folder.path(), "v2", "Be thorough.", &format!("{GOOD_USER}\n{{% if query %}}"));
-        let complaint = prompts.reload().unwrap_err().to_string();
+        let complaint = prompts.reload().await.unwrap_err().to_string();
         assert!(complaint.contains("v2/decision_analysis.txt, line 4"), "{complaint}");
         assert_eq!(prompts.list(), before);
         assert_eq!(prompts.render(None, &QUESTION).unwrap().system, "Be brief.");
         write(folder.path(), "v2", "Be thorough.", GOOD_USER);
         let seen_elsewhere = prompts.clone();
-        prompts.reload().unwrap();
+        prompts.reload().await.unwrap();
         assert_eq!(versions(&seen_elsewhere), "v1 v2");
         assert_eq!(prompts.render(None, &QUESTION).unwrap().system, "Be thorough.", "the highest is the default");
         assert_eq!(prompts.render(Some("v1"), &QUESTION).unwrap().system, "Be very brief.");
         std::fs::remove_dir_all(folder.path().join("v2")).unwrap();
-        prompts.reload().unwrap();
+        prompts.reload().await.unwrap();
         assert_eq!(prompts.render(None, &QUESTION).unwrap().system, "Be very brief.");
     }
 
