@@ -33,8 +33,8 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<PromptLi
 
 /// Reload the prompts
 ///
-/// Reads all versions from disk, for all nodes. If one is not valid, all old versions stay in use and the error says why.
-/// The signal SIGHUP does the same.
+/// Reads all versions from disk. If one is not valid, all old versions stay in use and the error says why. The signal
+/// SIGHUP does the same.
 #[utoipa::path(
     post, path = "/api/v1/admin/prompts/reload", operation_id = "reload_prompts", tag = "admin",
     responses(
