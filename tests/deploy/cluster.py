@@ -215,14 +215,14 @@ def check_address(cluster):
 
 
 def check_stream(cluster):
-    """The first half of an answer arrives while Claude has not said the second."""
+    """The first event arrives while Claude still answers."""
     claude = cluster.claude
     claude.hold()
     _, _, job = ask(cluster.proxy, "/api/v1/analyze", {"query": "Should we stream?"})
     url = f"http://127.0.0.1:{cluster.proxy}/api/v1/jobs/{job['id']}/events"
     with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as stream:
         events = (line.decode().removeprefix("event: ").strip() for line in stream if line.startswith(b"event: "))
-        assert any(event == "progress" for event in events)
+        assert next(events) == "status"
         claude.release()
         assert any(event == "done" for event in events)
 
