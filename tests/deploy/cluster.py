@@ -68,8 +68,12 @@ def is_ready(port):
     return ask(port, "/health/ready")[0] == 200
 
 
+def metric(port, name):
+    return re.search(f"^{name} (.*)$", ask(port, "/metrics")[2], re.M)[1]
+
+
 def is_dispatcher(port):
-    return "\nceoagent_dispatcher 1\n" in ask(port, "/metrics")[2]
+    return metric(port, "ceoagent_dispatcher") == "1"
 
 
 class Cluster:
@@ -253,6 +257,8 @@ def check_loss(cluster):
         for job in client.accepted:
             ended = until("the end of a job", lambda: has_ended(cluster.proxy, job))
             assert ended["status"] == "succeeded", ended
+    positions = lambda: {metric(port, "ceoagent_feed_position") for port in cluster.nodes}
+    until("the same news on all nodes", lambda: len(positions()) == 1 and positions() != {"0"})
     refused = set.union(*(client.refused for client in clients))
     assert all(status in (502, 503) for status, _ in refused), refused
     listed = [job["query"] for job in every_job(cluster.proxy) if "plan" in job["query"]]

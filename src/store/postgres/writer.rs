@@ -399,7 +399,7 @@ impl Writer {
         let mut state = self.shared.state.read().clone();
         let News { jobs, settings } = feed::apply(rows, &mut state)?;
         let totals = state.totals();
-        *self.shared.state.write() = state;
+        self.shared.set_state(state);
         settings.iter().for_each(|name| self.shared.settings_watch.changed(name));
         let feed = self.shared.feed.lock().clone();
         feed.inspect(|feed| feed.changed(&jobs, totals));
@@ -512,7 +512,7 @@ impl Writer {
     /// Makes a committed batch visible and notifies the feed.
     fn publish(&self, batch: &Batch, state: State, started: Instant) {
         let totals = state.totals();
-        *self.shared.state.write() = state;
+        self.shared.set_state(state);
         batch.settings.keys().for_each(|name| self.shared.settings_watch.changed(name));
         let has_jobs = batch.entries.values().any(|entry| entry.is_changed);
         if has_jobs {
@@ -554,7 +554,7 @@ async fn read_all(shared: &Shared, link: &Link) -> Result<(), OpenError> {
     let counts = Counts { ended, unnotified: count(3)?, audit_bytes: totals.try_get(5)?, next_seq };
     let state = State { n, counts, days: Arc::new(days) };
     let totals = state.totals();
-    *shared.state.write() = state;
+    shared.set_state(state);
     let feed = shared.feed.lock().clone();
     if let Some(feed) = feed {
         let rows = client.query(include_str!("pending.sql"), &[]).await?;
