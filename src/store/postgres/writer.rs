@@ -56,6 +56,10 @@ const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(1);
 /// The advisory lock that a transaction which writes holds to its end.
 const WRITE_LOCK: i64 = i64::from_be_bytes(*b"ceoagen3");
 
+/// The writer finds rows by their keys alone. So a plan holds for any number of rows, and a tenth of a millisecond for a new
+/// one each time is saved. A plan of an empty table must not read all of it later.
+const PLANS: &str = "set plan_cache_mode to force_generic_plan; set enable_seqscan to off";
+
 /// Idempotency keys that a batch forgets.
 pub(super) const FORGOTTEN_KEYS: i64 = 1_024;
 
@@ -530,7 +534,7 @@ impl Writer {
 async fn connect(shared: &Shared) -> Result<(Link, Statements), OpenError> {
     let link = shared.database.connect().await?;
     // Before it reads the state of the store: it hears of every change after that.
-    answer(link.client.batch_execute("listen ceoagent")).await?;
+    answer(link.client.batch_execute(&format!("listen ceoagent; {PLANS}"))).await?;
     let statements = answer(Statements::prepare(&link)).await?;
     Ok((link, statements))
 }
@@ -539,7 +543,9 @@ async fn connect(shared: &Shared) -> Result<(Link, Statements), OpenError> {
 async fn read_all(shared: &Shared, link: &Link) -> Result<(), OpenError> {
     let client = &link.client;
     // Millions of jobs take their time; a dead connection ends it too.
-    client.batch_execute("begin isolation level repeatable read read only; set local statement_timeout to 0").await?;
+    let begin = "begin isolation level repeatable read read only; set local statement_timeout to 0; \
+                 set local enable_seqscan to on";
+    client.batch_execute(begin).await?;
     let n = client.query_one(include_str!("newest_feed.sql"), &[]).await?.try_get(0)?;
     let totals = client.query_one(include_str!("totals.sql"), &[]).await?;
     let count = |column| Ok::<_, OpenError>(usize::try_from(totals.try_get::<_, i64>(column)?).unwrap_or(0));
