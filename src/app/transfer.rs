@@ -308,7 +308,7 @@ impl Open {
             }
             Place::Database(url) => {
                 let failed = |error| TransferError::Database(place.clone(), error);
-                let store = PostgresStore::open(url, clock.clone(), Metrics::new()).await.map_err(failed)?;
+                let store = PostgresStore::open(url, &[], clock.clone(), Metrics::new()).await.map_err(failed)?;
                 let store = Arc::new(store);
                 let open =
                     Open { place: place.clone(), store: store.clone(), clock: clock.clone(), database: Some(store) };

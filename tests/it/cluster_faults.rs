@@ -45,7 +45,10 @@ async fn sigkill_of_a_random_node_every_three_seconds_costs_no_job() {
         *longest = (*longest).max(cluster.longest_pause_of_calls(killed));
         cluster.nodes[victim].ready().await;
     }
-    println!("SIGKILL: longest pause of submits {pause:?}, of calls {:?}, if the dispatcher died {:?}", calls[0], calls[1]);
+    println!(
+        "SIGKILL: longest pause of submits {pause:?}, of calls {:?}, if the dispatcher died {:?}",
+        calls[0], calls[1]
+    );
     cluster.assert_marks().await;
 }
 
@@ -320,6 +323,7 @@ async fn a_full_disk_of_the_database_refuses_questions_and_costs_no_accepted_job
     let answer = node.submit("Is there room?").await;
     answer.assert_problem(503, "storage_unavailable");
     sleep(length(1, |_| 20)).await;
+    drop(file);
     fs::remove_file(&ballast).unwrap();
     let freed = Moment::now();
     for node in &cluster.nodes {
@@ -331,4 +335,19 @@ async fn a_full_disk_of_the_database_refuses_questions_and_costs_no_accepted_job
     assert!(log.contains("No space left on device"), "{log}");
     cluster.assert_marks().await;
     drop(postgres);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_cluster_on_the_same_database_is_warned_of_by_the_names_of_its_settings() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let first = setup("http://127.0.0.1:9", &url).start();
+    let same = setup("http://127.0.0.1:9", &url).start();
+    let another = setup("http://127.0.0.1:9", &url).with("ADMIN_TOKEN", "of-another-cluster");
+    let another = another.with("ANTHROPIC_API_KEY", "sk-of-another-account").start();
+    for node in [&another, &same, &first] {
+        node.until_said("two clusters need two databases");
+        node.until_said("ADMIN_TOKEN, ANTHROPIC_API_KEY");
+    }
+    assert!(!same.kill().contains("WEBHOOK_SECRET"));
 }

@@ -127,11 +127,6 @@ impl Postgres {
         TcpStream::connect(("127.0.0.1", self.port)).is_ok()
             && program("pg_isready").args(["-q", "-h", "127.0.0.1", "-p", &port]).status().unwrap().success()
     }
-
-    /// Where it may find files of the test, such as a certificate.
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
-    }
 }
 
 impl Drop for Postgres {

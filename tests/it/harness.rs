@@ -215,14 +215,7 @@ impl Service {
 
     /// A service that something else starts and ends.
     pub(crate) fn at(base: String) -> Service {
-        Service {
-            child: None,
-            base,
-            client: client(),
-            said: Arc::default(),
-            log: None,
-            _folder: None,
-        }
+        Service { child: None, base, client: client(), said: Arc::default(), log: None, _folder: None }
     }
 
     fn child(&mut self) -> &mut Child {

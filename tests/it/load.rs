@@ -145,7 +145,7 @@ impl Ledger {
     }
 }
 
-pub(crate) async fn every_listed_id(service: &Service) -> Vec<String> {
+async fn every_listed_id(service: &Service) -> Vec<String> {
     let mut ids = Vec::new();
     let mut cursor = String::new();
     loop {

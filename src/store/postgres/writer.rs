@@ -138,7 +138,9 @@ type Sql<'a> = &'a (dyn ToSql + Sync);
 impl Writer {
     pub(super) async fn open(shared: Arc<Shared>, lanes: Lanes) -> Result<Writer, OpenError> {
         let (link, statements) = connect(&shared).await?;
+        let asked_at = Instant::now();
         let time = link.client.query_one(include_str!("saved_time.sql"), &[]).await?;
+        shared.clock.follow(Timestamp::from_millis(time.try_get(1)?), asked_at.elapsed());
         let time = time.try_get::<_, Option<&[u8]>>(0)?.and_then(|time| postcard::from_bytes::<SavedTime>(time).ok());
         shared.clock.resume(time.as_ref());
         Ok(Writer { shared, lanes, link, statements, epoch: None, next: None })
