@@ -37,6 +37,9 @@ use crate::{
     sweeper::disk::DiskWatch,
 };
 
+/// The node of a service on its own disk.
+const OWN_NODE: &str = "embedded";
+
 const STORE_FOLDER: &str = "queue";
 
 /// The store's file in it, as sled names it.
@@ -181,7 +184,22 @@ pub(super) fn workers(settings: &Settings) -> usize {
     settings.workers.unwrap_or(MAX_CALLS_AT_ONCE)
 }
 
-pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, limits: &Limits, clock: &Clock) -> Policy {
+/// The name of this node, which no other live node has.
+pub(super) fn node(settings: &Settings, address: SocketAddr) -> String {
+    match settings.database_url {
+        Some(_) => format!("{}:{}", machine::host_name(), address.port()),
+        None => OWN_NODE.to_owned(),
+    }
+}
+
+pub(super) fn policy(
+    settings: &Settings,
+    tuning: Tuning,
+    address: SocketAddr,
+    planner: &Planner,
+    limits: &Limits,
+    clock: &Clock,
+) -> Policy {
     let estimate_risk = {
         let (planner, clock) = (planner.clone(), clock.clone());
         Arc::new(move |request: &JobRequest| planner.at_risk(Assignment::of(request, clock.now())))
@@ -191,9 +209,10 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, lim
         Arc::new(move |request: &JobRequest, is_waited_for, now| planner.question(request, is_waited_for, now))
     };
     Policy {
+        node: node(settings, address),
         // One process at a time has the store: it holds the lock of the files, or the seat of the database. So all processes
         // are starts of one node.
-        owner: Owner::new("embedded", rand::random()),
+        owner: Owner::new(OWN_NODE, rand::random()),
         workers: workers(settings),
         deadlines_first: tuning.deadlines_first,
         max_pending: settings.max_queued_jobs,

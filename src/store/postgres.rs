@@ -5,7 +5,7 @@
 //! - `feed`: what other nodes changed
 //! - `peers`: what all nodes must have in common
 //! - `batch`: what changes make of jobs
-//! - `writer`: the one task of a node that changes anything
+//! - `writer`: the one task of a node that changes anything; `session`: its connection
 //! - `columns`: what a batch writes
 //! - `shared`: what readers and the writer share; `state`: sums over all jobs, in memory
 //! - `readers`: connections for reads
@@ -22,6 +22,7 @@ mod listing;
 mod peers;
 mod readers;
 mod seat;
+mod session;
 mod shared;
 mod state;
 mod writer;
@@ -47,9 +48,10 @@ use self::{
     connection::Database,
     listing::{broken, decode, record, unavailable},
     readers::Readers,
+    session::FORGOTTEN_KEYS,
     shared::{Reset, Shared, Standing},
     state::State,
-    writer::{Answer, Command, FORGOTTEN_KEYS, Lanes, Writer},
+    writer::{Answer, Command, Lanes, Writer},
 };
 pub use self::{connection::OpenError, peers::CommonSettings, seat::Seat};
 use super::{
@@ -481,6 +483,10 @@ impl Registry for PostgresStore {
 
     fn watch(&self) -> broadcast::Receiver<String> {
         self.shared.settings_watch.subscribe()
+    }
+
+    fn is_watch_live(&self) -> bool {
+        self.shared.trouble().is_none()
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
