@@ -313,7 +313,7 @@ impl Open {
                     postgres::OpenError::Connect(reason) => TransferError::Unreachable(place.clone(), reason),
                     error => TransferError::Database(place.clone(), error),
                 };
-                let store = PostgresStore::open(url, clock.clone(), Metrics::new()).await.map_err(failed)?;
+                let store = PostgresStore::open(url, &[], clock.clone(), Metrics::new()).await.map_err(failed)?;
                 let store = Arc::new(store);
                 let open =
                     Open { place: place.clone(), store: store.clone(), clock: clock.clone(), database: Some(store) };
