@@ -51,7 +51,8 @@ pub struct ReasonLabel {
 /// Declares [`Metrics`]: each line is a field, its type, and the call of [`Ours`] that registers it.
 macro_rules! metrics {
     ($($field:ident: $type:ty = $add:ident($($argument:expr),+);)+) => {
-        /// All metrics. Clones share the same counters. Gauges are set when the metrics are read, except `disk_free_bytes`.
+        /// All metrics. Clones share the same counters. Gauges are set when the metrics are read, except
+        /// `disk_free_bytes` and `redis_unavailable`.
         #[derive(Clone, Debug)]
         pub struct Metrics {
             $(pub $field: $type,)+
@@ -146,6 +147,7 @@ metrics! {
         "Used share of the places in the queue, or of those for jobs for later, whichever is larger"
     );
     store_available: Gauge = add("store_available", "1 while the job store is available");
+    redis_unavailable: Gauge = add("redis_unavailable", "1 while REDIS_URL is set and Redis can't be used");
     disk_free_bytes: Gauge = add_in(Unit::Bytes, "disk_free", "Free disk space at DATA_DIR");
     store_commits: Counter = add("store_commits", "Commits of the job store");
     store_commit_seconds: Histogram = add_times(

@@ -30,7 +30,8 @@ use crate::{
     },
     metrics::Metrics,
     prompts::Prompts,
-    queue::{Policy, retry::RetryBounds},
+    queue::{Policy, SharedRates, TextRelay, retry::RetryBounds},
+    redis::Redis,
     store::sled::SledConfig,
     sweeper::disk::DiskWatch,
 };
@@ -167,7 +168,20 @@ pub(super) fn workers(settings: &Settings) -> usize {
     settings.workers.unwrap_or(MAX_CALLS_AT_ONCE)
 }
 
-pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, limits: &Limits, clock: &Clock) -> Policy {
+/// What nodes share besides the database. The admin token is the same on all of them.
+pub(super) async fn redis(settings: &Settings, metrics: &Metrics) -> Result<Option<Arc<Redis>>, StartError> {
+    let (Some(url), Some(secret)) = (&settings.redis_url, &settings.admin_token) else { return Ok(None) };
+    Ok(Some(Redis::open(url, secret, metrics.clone()).await?))
+}
+
+pub(super) fn policy(
+    settings: &Settings,
+    tuning: Tuning,
+    planner: &Planner,
+    limits: &Limits,
+    clock: &Clock,
+    redis: Option<&Arc<Redis>>,
+) -> Policy {
     let estimate_risk = {
         let (planner, clock) = (planner.clone(), clock.clone());
         Arc::new(move |request: &JobRequest| planner.at_risk(Assignment::of(request, clock.now())))
@@ -186,6 +200,8 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, lim
         max_scheduled: settings.max_queued_jobs.div_ceil(SCHEDULED_SHARE),
         max_pending_per_caller: settings.max_queued_jobs.div_ceil(CALLER_SHARE),
         submits_per_minute: NonZeroU32::new(settings.submits_per_minute),
+        shared_rates: redis.map(|redis| Arc::clone(redis) as Arc<dyn SharedRates>),
+        text_relay: redis.map(|redis| Arc::clone(redis) as Arc<dyn TextRelay>),
         background_share: BACKGROUND_SHARE,
         retries: RetryBounds {
             other: settings.max_retries,

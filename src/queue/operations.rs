@@ -69,7 +69,7 @@ impl Operations {
             new.extend(self.0.store.find(job.id).await?.is_none().then_some(job));
         }
         // An operator brings them, whosever they are.
-        let arrivals = self.0.board.admit(&self.0.bounds, (caller::operator(), None), &new)?;
+        let arrivals = self.0.admit((caller::operator(), None), &new).await?;
         let store = Arc::clone(&self.0.store);
         let insertions = store_admitted(arrivals, async move { store.import(records).await }).await?;
         self.0.due.notify_one();

@@ -144,6 +144,11 @@ impl Running {
         self.0.lock().get(&id).map(|under_way| Arc::clone(&under_way.draft))
     }
 
+    /// What has come of the answers of all attempts.
+    pub(super) fn drafts(&self) -> Vec<(JobId, Arc<Draft>)> {
+        self.0.lock().iter().map(|(id, under_way)| (*id, Arc::clone(&under_way.draft))).collect()
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.0.lock().len()
