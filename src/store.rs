@@ -13,6 +13,7 @@ mod traits;
 mod change;
 mod new_job;
 mod record;
+mod watch;
 
 #[cfg(test)]
 pub mod contract;

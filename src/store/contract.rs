@@ -61,6 +61,7 @@ pub(crate) async fn holds_for<S: Store, F: AsyncFn() -> S>(fresh: F) {
     looks_for_what_was_asked_and_answered(&fresh().await).await;
     removes_what_has_ended_and_nothing_else(&fresh().await).await;
     keeps_settings_and_an_audit_log(&fresh().await).await;
+    announces_each_changed_setting_to_all_who_watch(&fresh().await).await;
     prunes_oldest_ends_first(&fresh().await).await;
     keeps_jobs_whose_message_is_due(&fresh().await).await;
     bounds_jobs_whose_message_is_due(&fresh().await).await;
@@ -438,6 +439,19 @@ async fn keeps_settings_and_an_audit_log(store: &impl Store) {
     assert_eq!(store.read_audit(Some(id(2)), 9).await.unwrap(), [entry(1, "one")]);
     store.append_audit(id(4), "four".to_owned(), id(2)).await.unwrap();
     assert_eq!(store.read_audit(Some(id(3)), 9).await.unwrap(), [entry(2, "two again")], "the first is too old");
+}
+
+async fn announces_each_changed_setting_to_all_who_watch(store: &impl Store) {
+    store.put("before".to_owned(), "x".to_owned()).await.unwrap();
+    let mut watches = [store.watch(), store.watch()];
+    for name in ["a", "b/1"] {
+        store.put(name.to_owned(), "x".to_owned()).await.unwrap();
+    }
+    store.delete("a".to_owned()).await.unwrap();
+    for watch in &mut watches {
+        let names: Vec<String> = std::iter::from_fn(|| watch.try_recv().ok()).collect();
+        assert_eq!(names, ["a", "b/1", "a"], "before the caller is answered");
+    }
 }
 
 /// A job that its client calls `name`, from second `n`, for 100 seconds.

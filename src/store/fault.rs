@@ -9,6 +9,7 @@ use std::sync::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -328,6 +329,10 @@ impl<S: Store> Registry for FaultStore<S> {
 
     async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
         self.read(self.inner.prefix(prefix)).await
+    }
+
+    fn watch(&self) -> broadcast::Receiver<String> {
+        self.inner.watch()
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -15,6 +16,7 @@ use super::{
         ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, Ledger, MAX_AUDIT_BYTES, Outbox, Registry, StoreError,
         Totals,
     },
+    watch::SettingsWatch,
 };
 use crate::{
     clock::Timestamp,
@@ -32,6 +34,7 @@ use crate::{
 pub(crate) struct MemoryStore {
     state: Mutex<State>,
     feeds: Mutex<Vec<Arc<dyn Feed>>>,
+    settings_watch: SettingsWatch,
     lost: CancellationToken,
 }
 
@@ -428,12 +431,14 @@ impl Outbox for MemoryStore {
 #[async_trait]
 impl Registry for MemoryStore {
     async fn put(&self, name: String, value: String) -> Result<(), StoreError> {
-        self.open()?.settings.insert(name, value);
+        self.open()?.settings.insert(name.clone(), value);
+        self.settings_watch.changed(&name);
         Ok(())
     }
 
     async fn delete(&self, name: String) -> Result<(), StoreError> {
         self.open()?.settings.remove(&name);
+        self.settings_watch.changed(&name);
         Ok(())
     }
 
@@ -441,6 +446,10 @@ impl Registry for MemoryStore {
         let state = self.open()?;
         let settings = state.settings.iter().filter(|(name, _)| name.starts_with(prefix));
         Ok(settings.map(|(name, value)| (name.clone(), value.clone())).collect())
+    }
+
+    fn watch(&self) -> broadcast::Receiver<String> {
+        self.settings_watch.subscribe()
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {

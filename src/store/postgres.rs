@@ -30,7 +30,7 @@ use std::{collections::HashSet, num::NonZeroU64, sync::Arc};
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, broadcast, mpsc, oneshot},
     task::JoinHandle,
     time::Instant,
 };
@@ -53,6 +53,7 @@ use super::{
     change,
     new_job::NewJob,
     traits::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError},
+    watch::SettingsWatch,
 };
 use crate::{
     clock::{Clock, Timestamp},
@@ -99,6 +100,7 @@ impl PostgresStore {
             metrics,
             state: RwLock::new(State::default()),
             feed: Mutex::default(),
+            settings_watch: SettingsWatch::default(),
             trouble: Mutex::default(),
             lost: CancellationToken::new(),
             is_seated: Notify::new(),
@@ -422,6 +424,10 @@ impl Registry for PostgresStore {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let settings = rows.iter().map(|row| Ok((text(row.try_get(0)?), text(row.try_get(1)?))));
         settings.collect::<Result<_, _>>().map_err(broken)
+    }
+
+    fn watch(&self) -> broadcast::Receiver<String> {
+        self.shared.settings_watch.subscribe()
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {

@@ -53,7 +53,7 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -317,6 +317,10 @@ impl Registry for SledStore {
         let settings = &self.shared.view.read().settings;
         let named = settings.range(prefix.to_owned()..).take_while(|(name, _)| name.starts_with(prefix));
         Ok(named.map(|(name, value)| (name.clone(), value.clone())).collect())
+    }
+
+    fn watch(&self) -> broadcast::Receiver<String> {
+        self.shared.settings_watch.subscribe()
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<()> {

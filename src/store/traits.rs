@@ -3,6 +3,7 @@
 use std::{num::NonZeroU64, sync::Arc};
 
 use async_trait::async_trait;
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -256,6 +257,11 @@ pub trait Registry: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Unavailable`].
     async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError>;
+
+    /// Announces settings that were saved or removed, by this process or by another one on the same database. A change of
+    /// this process is announced before its caller is answered. The empty name means that any setting may have changed, and
+    /// so does a receiver that lags behind.
+    fn watch(&self) -> broadcast::Receiver<String>;
 
     /// Writes an entry of the audit log or replaces it. Ids order the entries. Removes entries before `oldest`, and the
     /// oldest beyond [`MAX_AUDIT_BYTES`]; of very many a part is left to the next call.

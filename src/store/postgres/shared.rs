@@ -13,7 +13,10 @@ use super::{connection::Database, readers::Readers, state::State};
 use crate::{
     clock::Clock,
     metrics::Metrics,
-    store::traits::{Feed, StoreError},
+    store::{
+        traits::{Feed, StoreError},
+        watch::SettingsWatch,
+    },
 };
 
 pub(super) struct Shared {
@@ -23,6 +26,7 @@ pub(super) struct Shared {
     pub(super) metrics: Metrics,
     pub(super) state: RwLock<State>,
     pub(super) feed: Mutex<Option<Arc<dyn Feed>>>,
+    pub(super) settings_watch: SettingsWatch,
     pub(super) trouble: Mutex<Option<String>>,
     pub(super) lost: CancellationToken,
     /// Signalled once the writer has the seat.

@@ -426,6 +426,7 @@ impl Writer {
     fn publish(&self, batch: &Batch, state: State, started: Instant) {
         let totals = state.totals();
         *self.shared.state.write() = state;
+        batch.settings.keys().for_each(|name| self.shared.settings_watch.changed(name));
         let has_jobs = batch.entries.values().any(|entry| entry.is_changed);
         if has_jobs {
             self.shared.metrics.store_commits.inc();
@@ -477,7 +478,7 @@ async fn load_state(shared: &Shared, link: &Link) -> Result<i64, OpenError> {
     Ok(totals.try_get(4)?)
 }
 
-/// Resets the feed with all pending jobs, and ends the trouble.
+/// Resets the feed with all pending jobs, announces that any setting may have changed, and ends the trouble.
 async fn warm(shared: &Shared, link: &Link) -> Result<(), OpenError> {
     let feed = shared.feed.lock().clone();
     if let Some(feed) = feed {
@@ -490,6 +491,7 @@ async fn warm(shared: &Shared, link: &Link) -> Result<(), OpenError> {
         feed.reset(jobs, shared.state.read().totals());
     }
     shared.set_trouble(None);
+    shared.settings_watch.any_changed();
     Ok(())
 }
 

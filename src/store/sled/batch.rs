@@ -55,6 +55,8 @@ pub(super) struct Staged {
     pub(super) entries: Vec<LedgerEntry>,
     records: Vec<LedgerRecord>,
     pub(super) removed: Vec<Seq>,
+    /// Names of settings that change.
+    pub(super) settings: Vec<String>,
     /// Something was written besides jobs.
     pub(super) has_other_writes: bool,
 }
@@ -196,6 +198,7 @@ impl Batch<'_> {
             }
             view.totals()
         };
+        staged.settings.iter().for_each(|name| shared.settings_watch.changed(name));
         if has_jobs {
             shared.metrics.store_commits.inc();
             shared.metrics.store_commit_seconds.observe(started.elapsed().as_secs_f64());

@@ -20,7 +20,10 @@ use crate::{
     clock::{Clock, Timestamp},
     job::{Job, JobId, JobRecord, JobRequest, delivery::Delivery},
     metrics::Metrics,
-    store::traits::{Feed, StoreError},
+    store::{
+        traits::{Feed, StoreError},
+        watch::SettingsWatch,
+    },
 };
 
 pub(super) const CLOSED: &str = "the job store is closed";
@@ -46,6 +49,7 @@ pub(super) struct Shared {
     /// Cancelled once the writer has given up.
     pub(super) lost: CancellationToken,
     pub(super) feed: OnceLock<Arc<dyn Feed>>,
+    pub(super) settings_watch: SettingsWatch,
     pub(super) metrics: Metrics,
 }
 
@@ -60,6 +64,7 @@ impl Shared {
             trouble: Mutex::default(),
             lost: CancellationToken::new(),
             feed: OnceLock::new(),
+            settings_watch: SettingsWatch::default(),
             metrics,
         }
     }
@@ -77,6 +82,7 @@ impl Shared {
         *self.disk.write() = Some(Arc::new(disk));
         *self.trouble.lock() = None;
         self.reset_feed();
+        self.settings_watch.any_changed();
         Ok(next_seq)
     }
 

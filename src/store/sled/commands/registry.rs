@@ -12,6 +12,7 @@ impl Batch<'_> {
             None => self.disk.tree().remove(keys::setting(&name))?,
         };
         self.staged.has_other_writes = true;
+        self.staged.settings.push(name.clone());
         self.show(move |view, _| match value {
             Some(value) => drop(view.settings.insert(name, value)),
             None => drop(view.settings.remove(&name)),
