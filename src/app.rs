@@ -60,6 +60,7 @@ use crate::{
     metrics::Metrics,
     prompts::Prompts,
     queue::{Operations, Queue, QueueError, WorkQueue},
+    redis::Redis,
     registry::Registry,
     store::{
         Store,
@@ -122,6 +123,7 @@ impl App {
         let (listener, address) = door::listen(SocketAddr::new(settings.host, settings.port))?;
         secrets::guard_folder(&settings.data_dir);
         let metrics = Metrics::new();
+        let redis = parts::redis(settings, &metrics).await?;
         let (store, claude) = open(settings, access, &clock, &metrics, &listener).await?;
         let (admin_token, is_new) = secrets::admin_token(settings)?;
         let agent = parts::agent(settings, claude, prompts.clone());
@@ -129,7 +131,7 @@ impl App {
         let budget = parts::budget(settings, &agent.planner, &clock, spending.clone())?;
         let limits = parts::limits(settings, &agent.planner, budget);
         let closing = CancellationToken::new();
-        let policy = parts::policy(settings, tuning, &agent.planner, &limits, &clock);
+        let policy = parts::policy(settings, tuning, &agent.planner, &limits, &clock, redis.as_ref());
         let queue = Queue::open(Arc::clone(&store), clock.clone(), policy, metrics.clone(), spending, closing.clone());
         let queue = queue.await.map_err(StartError::Recovery)?;
         let registry = Registry::new(Arc::clone(&store) as _);
@@ -166,7 +168,12 @@ impl App {
         let upkeep = upkeep.run(tuning.warm_up_after.filter(|_| !tuning.is_simulated));
         let (calls, operations) = (parts::workers(settings), queue.operations());
         let tracker = start_tasks(&worker, calls, disk, webhooks.clone(), upkeep, operations.clone()).await;
-        let api = api(settings, &queue, &worker, &prompts, &auth, (&store, &audit), webhooks);
+        if let Some(redis) = &redis {
+            let relaying = queue.work();
+            tracker.spawn(async move { relaying.relay_texts().await });
+            tracker.spawn(Arc::clone(redis).run(closing.clone()));
+        }
+        let api = api(settings, &queue, &worker, &prompts, &auth, (&store, &audit), (webhooks, redis));
         let shown = parts::shown(settings, tuning, address);
         let router = http::router(api, |api| dashboard::router(api, sessions, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
@@ -340,7 +347,7 @@ fn api(
     prompts: &Prompts,
     auth: &Arc<Auth>,
     (store, audit): (&Arc<dyn Store>, &Arc<AuditLog>),
-    webhooks: Webhooks,
+    (webhooks, redis): (Webhooks, Option<Arc<Redis>>),
 ) -> Api {
     Api {
         queue: queue.clone(),
@@ -350,15 +357,19 @@ fn api(
         limits: worker.limits.clone(),
         models: worker.agent.planner.models.clone(),
         notes: {
-            let (planner, queue) = (worker.agent.planner.clone(), queue.clone());
-            Arc::new(move || upkeep::notes(&planner, queue.now()))
+            let (planner, queue, redis) = (worker.agent.planner.clone(), queue.clone(), redis.clone());
+            Arc::new(move || {
+                let mut notes = upkeep::notes(&planner, queue.now());
+                notes.extend(redis.as_ref().and_then(|redis| upkeep::redis_note(redis)));
+                notes
+            })
         },
         prompts: prompts.clone(),
         metrics: worker.metrics.clone(),
         auth: Arc::clone(auth),
         memory: MemoryBudget::new(machine::body_budget_bytes()),
         refusals: RefusalLog::default(),
-        failures: Failures::default(),
+        failures: Failures::new(redis.map(|redis| redis as _)),
         trusted_proxies: settings.trusted_proxies.clone().into(),
         cors_origins: settings.cors_origins.clone(),
         public_url: settings.public_url.clone(),

@@ -57,6 +57,7 @@ pub enum OpenError {
 
 pub struct Redis {
     client: Client,
+    pause: Duration,
     config: AsyncConnectionConfig,
     /// Hashes who is counted.
     key: hmac::Key,
@@ -78,12 +79,22 @@ impl Redis {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(url: &SecretString, secret: &SecretString, metrics: Metrics) -> Result<Arc<Redis>, OpenError> {
+        Redis::open_with(url, secret, metrics, PAUSE).await
+    }
+
+    async fn open_with(
+        url: &SecretString,
+        secret: &SecretString,
+        metrics: Metrics,
+        pause: Duration,
+    ) -> Result<Arc<Redis>, OpenError> {
         let client = Client::open(url.expose_secret()).map_err(|error| OpenError::Url(error.to_string()))?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIME_LIMIT))
             .set_response_timeout(Some(TIME_LIMIT));
         let redis = Redis {
             client,
+            pause,
             config,
             key: hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret().as_bytes()),
             state: Mutex::new(State::New),
@@ -103,9 +114,9 @@ impl Redis {
             loop {
                 let failed = self.failed.notified();
                 if self.trouble().is_some() {
-                    sleep(PAUSE).await;
+                    sleep(self.pause).await;
                     self.set(self.connect().await);
-                } else if timeout(PAUSE, failed).await.is_err() {
+                } else if timeout(self.pause, failed).await.is_err() {
                     // Else nobody would notice a lost connection before it is needed.
                     let _: Option<((),)> = self.query(redis::pipe().cmd("PING").ignore()).await;
                 }
@@ -225,7 +236,9 @@ fn take(pipeline: &mut Pipeline, key: &str, count: i64, per_minute: NonZeroU32) 
 /// Whether the server will answer the same until a person changes REDIS_URL or the server's users.
 fn is_of_settings(error: &RedisError) -> bool {
     match error.kind() {
-        ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig | ErrorKind::Server(ServerErrorKind::NoPerm) => true,
+        ErrorKind::AuthenticationFailed
+        | ErrorKind::InvalidClientConfig
+        | ErrorKind::Server(ServerErrorKind::NoPerm) => true,
         // An unknown database, or a password where none is set.
         ErrorKind::Server(ServerErrorKind::ResponseError) => !error.to_string().contains("max number of clients"),
         _ => matches!(error.code(), Some("NOAUTH" | "WRONGPASS")),

@@ -63,17 +63,8 @@ impl Bounds {
         if let Some(shortage) = self.disk_space.shortage() {
             return Err(Refused::StorageLow(shortage));
         }
-        let Admission {
-            by,
-            owner,
-            submits,
-            is_counted,
-            jobs,
-            scheduled,
-            pending,
-            pending_scheduled,
-            pending_of_owner,
-        } = *asked;
+        let Admission { by, owner, submits, is_counted, jobs, scheduled, pending, pending_scheduled, pending_of_owner } =
+            *asked;
         let (kind, max) = (caller::kind(by), self.max_pending);
         let limit = match kind {
             Kind::Operator => max,

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    num::NonZeroU32,
+    num::{NonZeroU32, NonZeroU64},
     sync::Arc,
     time::Duration,
 };
@@ -160,7 +160,7 @@ fn price(count: u32, limit: NonZeroU32) -> Duration {
 }
 
 fn bytes(who: Caller) -> [u8; 8] {
-    who.map_or(0, |digest| digest.get()).to_be_bytes()
+    who.map_or(0, NonZeroU64::get).to_be_bytes()
 }
 
 #[cfg(test)]

@@ -88,6 +88,8 @@ async fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn Store>, Can
         max_scheduled: usize::MAX,
         max_pending_per_caller: usize::MAX,
         submits_per_minute: None,
+        shared_rates: None,
+        text_relay: None,
         background_share: 5,
         retries: RetryBounds {
             other: 3,
