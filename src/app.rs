@@ -125,6 +125,7 @@ impl App {
         let metrics = Metrics::new();
         let redis = parts::redis(settings, &metrics).await?;
         let (store, claude) = open(settings, access, &clock, &metrics, &listener).await?;
+        metrics.dispatcher.set(1);
         let (admin_token, is_new) = secrets::admin_token(settings)?;
         let agent = parts::agent(settings, claude, prompts.clone());
         let spending = Spending::default();

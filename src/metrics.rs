@@ -48,11 +48,17 @@ pub struct ReasonLabel {
     pub reason: &'static str,
 }
 
+/// The program's version.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct VersionLabel {
+    pub version: &'static str,
+}
+
 /// Declares [`Metrics`]: each line is a field, its type, and the call of [`Ours`] that registers it.
 macro_rules! metrics {
     ($($field:ident: $type:ty = $add:ident($($argument:expr),+);)+) => {
         /// All metrics. Clones share the same counters. Gauges are set when the metrics are read, except
-        /// `disk_free_bytes` and `redis_unavailable`.
+        /// `build_info`, `dispatcher`, `disk_free_bytes` and `redis_unavailable`.
         #[derive(Clone, Debug)]
         pub struct Metrics {
             $(pub $field: $type,)+
@@ -108,6 +114,8 @@ metrics! {
     );
     leases_lost: Counter = add("leases_lost", "Results and heartbeats of attempts that had lost their lease");
     panics: Counter = add("attempt_panics", "Attempts that panicked");
+    build_info: Family<VersionLabel, Gauge> = add("build_info", "1, labelled with the version of this node's program");
+    dispatcher: Gauge = add("dispatcher", "1 while this node is the dispatcher: the one that starts the calls to Claude");
     jobs: Family<KindLabel, Gauge> = add("jobs", "Stored jobs, by status");
     waiters: Gauge = add("waiters", "Clients that wait for a job");
     running_attempts: Gauge = add("running_attempts", "Running attempts");
@@ -148,7 +156,9 @@ metrics! {
     );
     store_available: Gauge = add("store_available", "1 while the job store is available");
     redis_unavailable: Gauge = add("redis_unavailable", "1 while REDIS_URL is set and Redis can't be used");
-    disk_free_bytes: Gauge = add_in(Unit::Bytes, "disk_free", "Free disk space at DATA_DIR");
+    disk_free_bytes: Family<KindLabel, Gauge> = add_in(
+        Unit::Bytes, "disk_free", "Free disk space, by place: data_dir. Absent if jobs are in a database"
+    );
     store_commits: Counter = add("store_commits", "Commits of the job store");
     store_commit_seconds: Histogram = add_times(
         "store_commit_duration", "Duration of a commit: write and sync", &TIMES_OF_COMMITS
@@ -177,6 +187,7 @@ impl Metrics {
         for (family, kinds) in families {
             kinds.iter().for_each(|name| drop(family.get_or_create(&kind(name))));
         }
+        metrics.build_info.get_or_create(&VersionLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
         metrics
     }
 
@@ -235,6 +246,7 @@ mod tests {
             drop(family.get_or_create(&kind("any")));
         }
         drop(metrics.cost_today.get_or_create(&kind("any")));
+        drop(metrics.disk_free_bytes.get_or_create(&kind("any")));
         metrics
     }
 

@@ -1,8 +1,8 @@
 //! Redis or Valkey, beside PostgreSQL where several nodes share a database: the text of running attempts, and callers' quotas
 //! that all nodes count together. Nothing else: a lost, slow or absent Redis costs text and quota counters, and no job.
 //!
-//! Every command has [`TIME_LIMIT`]. The first that fails opens the breaker: the connection is given up, and no command is
-//! sent until [`Redis::run`] has a new one, at the earliest after [`PAUSE`]. So a caller waits for a dead server once in that time,
+//! Every command has a time limit of 50 ms. The first that fails opens the breaker: the connection is given up, and no command is
+//! sent until [`Redis::run`] has a new one, at the earliest after 5 s. So a caller waits for a dead server once in that time,
 //! and nobody waits for a connection.
 //!
 //! Redis holds no names, keys or addresses: who is counted is a hash with a key that only the nodes have. It does hold the
@@ -13,7 +13,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, Pipeline, RedisError, ServerErrorKind,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, ServerErrorKind,
     aio::MultiplexedConnection,
 };
 use ring::hmac;
@@ -31,17 +31,21 @@ use crate::{
     queue::{MINUTE, SharedRates, Taken, TextPiece, TextPlace, TextRelay},
 };
 
-/// Of one command, or of several that are sent together.
-const TIME_LIMIT: Duration = Duration::from_millis(50);
-
-/// To connect, with TLS and the password.
-const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(1);
-
-/// After a failure, before the next try to connect. Also how often an idle connection is tried.
-const PAUSE: Duration = Duration::from_secs(5);
-
 /// How long a text stays that grows no more, if the node that wrote it is gone.
 const TEXT_LIFETIME: Duration = Duration::from_mins(10);
+
+#[derive(Clone, Copy)]
+struct Times {
+    /// Limit of one command, or of several that are sent together.
+    limit: Duration,
+    /// Limit of connecting, with TLS and the password.
+    connect: Duration,
+    /// From a failure to the next try to connect. Also how often an idle connection is tried.
+    pause: Duration,
+}
+
+const TIMES: Times =
+    Times { limit: Duration::from_millis(50), connect: Duration::from_secs(1), pause: Duration::from_secs(5) };
 
 const TAKE: &str = include_str!("redis/take.lua");
 const SEND: &str = include_str!("redis/send.lua");
@@ -57,7 +61,7 @@ pub enum OpenError {
 
 pub struct Redis {
     client: Client,
-    pause: Duration,
+    times: Times,
     config: AsyncConnectionConfig,
     /// Hashes who is counted.
     key: hmac::Key,
@@ -79,22 +83,22 @@ impl Redis {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(url: &SecretString, secret: &SecretString, metrics: Metrics) -> Result<Arc<Redis>, OpenError> {
-        Redis::open_with(url, secret, metrics, PAUSE).await
+        Redis::open_with(url, secret, metrics, TIMES).await
     }
 
     async fn open_with(
         url: &SecretString,
         secret: &SecretString,
         metrics: Metrics,
-        pause: Duration,
+        times: Times,
     ) -> Result<Arc<Redis>, OpenError> {
         let client = Client::open(url.expose_secret()).map_err(|error| OpenError::Url(error.to_string()))?;
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIME_LIMIT))
-            .set_response_timeout(Some(TIME_LIMIT));
+            .set_connection_timeout(Some(times.connect))
+            .set_response_timeout(Some(times.limit));
         let redis = Redis {
             client,
-            pause,
+            times,
             config,
             key: hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret().as_bytes()),
             state: Mutex::new(State::New),
@@ -114,9 +118,9 @@ impl Redis {
             loop {
                 let failed = self.failed.notified();
                 if self.trouble().is_some() {
-                    sleep(self.pause).await;
+                    sleep(self.times.pause).await;
                     self.set(self.connect().await);
-                } else if timeout(self.pause, failed).await.is_err() {
+                } else if timeout(self.times.pause, failed).await.is_err() {
                     // Else nobody would notice a lost connection before it is needed.
                     let _: Option<((),)> = self.query(redis::pipe().cmd("PING").ignore()).await;
                 }
@@ -137,9 +141,7 @@ impl Redis {
     /// A connection on which the commands work that are needed.
     async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
         let mut connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
-        let mut probe = redis::pipe();
-        take(&mut probe, "ceoagent:probe", 0, NonZeroU32::MIN);
-        let _: [(u8, u64); 1] = probe.query_async(&mut connection).await?;
+        let _: (bool, u64) = take("ceoagent:probe", 0, NonZeroU32::MIN).query_async(&mut connection).await?;
         Ok(connection)
     }
 
@@ -189,9 +191,8 @@ impl SharedRates for Redis {
         let mut context = hmac::Context::with_key(&self.key);
         [what.as_bytes(), &[0], who].iter().for_each(|part| context.update(part));
         let key = format!("ceoagent:rate:{}", &hex::encode(context.sign())[..32]);
-        let mut pipeline = redis::pipe();
-        take(&mut pipeline, &key, count, per_minute);
-        let [(is_granted, full_in)]: [(bool, u64); 1] = self.query(&pipeline).await?;
+        let [(is_granted, full_in)]: [(bool, u64); 1] =
+            self.query(redis::pipe().add_command(take(&key, count, per_minute))).await?;
         Some(Taken { is_granted, full_in: Duration::from_micros(full_in) })
     }
 }
@@ -216,9 +217,10 @@ impl TextRelay for Redis {
         self.query(&pipeline).await
     }
 
-    async fn remove(&self, attempts: &[(JobId, u32)]) {
+    async fn remove(&self, attempts: &[(JobId, u32)]) -> Option<()> {
         let keys: Vec<String> = attempts.iter().map(|(id, attempt)| text_key(*id, *attempt)).collect();
-        let _: Option<[usize; 1]> = self.query(redis::pipe().cmd("UNLINK").arg(keys)).await;
+        let [_]: [usize; 1] = self.query(redis::pipe().cmd("UNLINK").arg(keys)).await?;
+        Some(())
     }
 }
 
@@ -226,11 +228,11 @@ fn text_key(id: JobId, attempt: u32) -> String {
     format!("ceoagent:text:{id}:{attempt}")
 }
 
-fn take(pipeline: &mut Pipeline, key: &str, count: i64, per_minute: NonZeroU32) {
+fn take(key: &str, count: i64, per_minute: NonZeroU32) -> Cmd {
     let minute = i64::try_from(MINUTE.as_micros()).unwrap_or(i64::MAX);
     // Rounded down: a rounded up price would refuse the last of a minute.
     let price = count * minute / i64::from(per_minute.get());
-    pipeline.cmd("EVAL").arg(TAKE).arg(1).arg(key).arg(price).arg(minute);
+    redis::cmd("EVAL").arg(TAKE).arg(1).arg(key).arg(price).arg(minute).take()
 }
 
 /// Whether the server will answer the same until a person changes REDIS_URL or the server's users.

@@ -36,6 +36,7 @@ has flock || packages+=(util-linux)
 has npm || packages+=(npm)
 has promtool || packages+=(prometheus)
 has amtool || packages+=(prometheus-alertmanager)
+has haproxy || packages+=(haproxy)
 has systemd-analyze || packages+=(systemd)
 # The pages are held to what a person in a real browser meets.
 has chromium && has chromedriver || packages+=(chromium chromium-driver)

@@ -28,7 +28,9 @@ pub(super) async fn seat(url: &SecretString, listener: &TcpListener, metrics: &M
     let listener = listener.try_clone().map_err(|source| StartError::Listen { address, source })?;
     let http = Handle::new();
     let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
-    let server = AbortOnDropHandle::new(tokio::spawn(server.serve(http::standby::router().into_make_service())));
+    let server =
+        AbortOnDropHandle::new(tokio::spawn(server.serve(http::standby::router(metrics.clone()).into_make_service())));
+    metrics.store_available.set(1);
     info!(%address, "ceoagent stands by");
     let seat = Seat::wait(&database).await;
     http.shutdown();

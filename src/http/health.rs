@@ -16,7 +16,13 @@ use super::{
     api::{Api, Note},
     problem::{FieldError, NOT_READY, Problem},
 };
-use crate::{clock::Timestamp, job::FailureCode, ledger::dollars, limits::budget::Status, metrics::kind};
+use crate::{
+    clock::Timestamp,
+    job::FailureCode,
+    ledger::dollars,
+    limits::budget::Status,
+    metrics::{Metrics, kind},
+};
 
 /// The process answers requests.
 #[derive(Serialize, ToSchema)]
@@ -172,8 +178,12 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.metrics.paused.set(i64::from(api.operations.paused().is_some()));
     api.metrics.queue_used.set(api.operations.used());
     api.metrics.store_available.set(i64::from(api.operations.trouble().is_none()));
+    rendered(&api.metrics)
+}
+
+pub(super) fn rendered(metrics: &Metrics) -> Response {
     let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    (StatusCode::OK, [(header::CONTENT_TYPE, format)], api.metrics.render()).into_response()
+    (StatusCode::OK, [(header::CONTENT_TYPE, format)], metrics.render()).into_response()
 }
 
 /// Updates the metrics of tokens, cost, budget and blocks.

@@ -17,15 +17,17 @@ use super::{
     observe::Current,
     problem::{FieldError, NOT_READY, Problem, STANDBY},
 };
+use crate::metrics::Metrics;
 
 /// `Retry-After` of a node that stands by, in seconds: a node takes over within a second.
 const RETRY_AFTER: u64 = 1;
 
 /// The routes of a node that stands by.
-pub fn router() -> Router {
+pub fn router(metrics: Metrics) -> Router {
     Router::new()
         .route("/health", get(async || health::alive()))
         .route("/health/ready", get(not_ready))
+        .route("/metrics", get(async move || health::rendered(&metrics)))
         .fallback(elsewhere)
         .layer(from_fn(identify))
 }

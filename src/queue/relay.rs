@@ -27,6 +27,9 @@ const MAX_PIECE_BYTES: usize = 16 << 10;
 /// ... and most attempts: together a mebibyte, which a usual network carries in a hundredth of a second.
 const MAX_PIECES: usize = 64;
 
+/// Most texts that are removed at once. If so many can't be removed, they are forgotten: nobody reads them.
+const MAX_REMOVED: usize = 1_000;
+
 /// Carries the text of running attempts between nodes. All calls return soon, whatever the state of what is behind them.
 #[async_trait]
 pub trait TextRelay: Send + Sync {
@@ -37,8 +40,8 @@ pub trait TextRelay: Send + Sync {
     /// At most `most` bytes of each text from a place on, none for one that is not there; `None` if they can't be read now.
     async fn read(&self, places: &[TextPlace], most: usize) -> Option<Vec<Vec<u8>>>;
 
-    /// Removes texts.
-    async fn remove(&self, attempts: &[(JobId, u32)]);
+    /// Removes texts; `None` if they can't be removed now.
+    async fn remove(&self, attempts: &[(JobId, u32)]) -> Option<()>;
 }
 
 /// A place in the text of an attempt.
@@ -48,6 +51,12 @@ pub struct TextPlace {
     pub attempt: u32,
     /// Bytes before it.
     pub at: usize,
+}
+
+impl TextPlace {
+    fn attempt(&self) -> (JobId, u32) {
+        (self.id, self.attempt)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,10 +90,10 @@ impl Relay {
     async fn send(&self, running: &Running, sent: &mut HashMap<(JobId, u32), usize>) {
         let drafts = running.drafts();
         let current: HashSet<(JobId, u32)> = drafts.iter().map(|(id, draft)| (*id, draft.attempt)).collect();
-        let over: Vec<(JobId, u32)> = sent.keys().filter(|attempt| !current.contains(*attempt)).copied().collect();
-        if !over.is_empty() {
-            sent.retain(|attempt, _| current.contains(attempt));
-            self.texts.remove(&over).await;
+        let over = sent.keys().filter(|attempt| !current.contains(*attempt));
+        let over: Vec<(JobId, u32)> = over.take(MAX_REMOVED).copied().collect();
+        if !over.is_empty() && (self.texts.remove(&over).await.is_some() || over.len() == MAX_REMOVED) {
+            over.iter().for_each(|attempt| drop(sent.remove(attempt)));
         }
         let new = drafts.iter().filter_map(|(id, draft)| {
             let at = sent.get(&(*id, draft.attempt)).copied().unwrap_or_default();
@@ -93,11 +102,13 @@ impl Relay {
         });
         let (pieces, drafts): (Vec<TextPiece>, Vec<&Arc<Draft>>) = new.unzip();
         for (pieces, drafts) in pieces.chunks(MAX_PIECES).zip(drafts.chunks(MAX_PIECES)) {
+            // What fails may have been written all the same, and has to be removed.
+            pieces.iter().for_each(|piece| drop(sent.entry(piece.place.attempt()).or_default()));
             let Some(there) = self.texts.send(pieces).await else { return };
             for ((piece, draft), there) in pieces.iter().zip(drafts).zip(there) {
                 // A longer text is not this one.
                 let there = if there <= draft.len() { there } else { 0 };
-                sent.insert((piece.place.id, piece.place.attempt), there);
+                sent.insert(piece.place.attempt(), there);
             }
         }
     }
@@ -132,8 +143,9 @@ impl WorkQueue {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
+            let is_over = self.0.is_closing() && self.0.running.len() == 0;
             relay.send(&self.0.running, &mut sent).await;
-            if self.0.is_closing() && self.0.running.len() == 0 && sent.is_empty() {
+            if is_over {
                 return;
             }
             relay.read().await;

@@ -11,7 +11,10 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{metrics::Metrics, queue::WorkQueue};
+use crate::{
+    metrics::{Metrics, kind},
+    queue::WorkQueue,
+};
 
 /// Short enough that full load can't eat a floor of usual height in between.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -55,7 +58,8 @@ impl DiskWatch {
             Ok((file, _)) if file != self.file => queue.record_folder(true),
             Ok((_, Ok((free, total)))) => {
                 queue.record_folder(false);
-                self.metrics.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
+                let gauge = self.metrics.disk_free_bytes.get_or_create(&kind("data_dir"));
+                gauge.set(i64::try_from(free).unwrap_or(i64::MAX));
                 queue.record_disk_space(free, if self.has_floor { FLOOR_BYTES.min(total / FLOOR_PART) } else { 0 });
             }
             // Not knowing is no reason to refuse: the store itself finds out.

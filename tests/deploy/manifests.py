@@ -11,7 +11,9 @@ import kubernetes_validate
 import yaml
 
 KUBERNETES = "1.37"
-FOLDERS = ["k8s/base", "k8s/overlays/example", "k8s/overlays/production"]
+SINGLE, CLUSTER = ["k8s/base", "k8s/overlays/example", "k8s/overlays/production"], "k8s/overlays/cluster"
+SECRETS = ["k8s/base/secret.example.yaml", f"{CLUSTER}/secret.example.yaml"]
+SHUTDOWN_GRACE_SECONDS = 25
 PRIVATE = ["10.1.2.3", "172.20.0.1", "192.168.1.1", "100.64.0.1", "169.254.169.254", "127.0.0.1", "fd00::1", "fe80::1"]
 
 
@@ -53,17 +55,47 @@ def check_monitoring(found):
     assert one(found, "Ingress")["spec"]["tls"], "an Ingress without TLS"
 
 
+def check_cluster(found):
+    """Nodes that hold no data: they can be replaced one by one, and are spread over machines."""
+    kinds = [resource["kind"] for resource in found]
+    assert "StatefulSet" not in kinds and "PersistentVolumeClaim" not in kinds, kinds
+    deployment = one(found, "Deployment")["spec"]
+    pod, labels = deployment["template"]["spec"], deployment["template"]["metadata"]["labels"]
+    container = pod["containers"][0]
+    assert container["readinessProbe"]["httpGet"]["path"] == "/health/ready"
+    assert all(set(volume) <= {"name", "emptyDir"} for volume in pod["volumes"]), "a node has a volume"
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert deployment["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    budget = one(found, "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] < deployment["replicas"] - 1, "too few nodes are left"
+    selectors = [deployment["selector"], budget["selector"], one(found, "NetworkPolicy")["spec"]["podSelector"]]
+    selectors += [spread["labelSelector"] for spread in pod["topologySpreadConstraints"]]
+    for selector in selectors:
+        assert selector["matchLabels"].items() <= labels.items(), f"{selector} selects no node"
+    asleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > asleep + SHUTDOWN_GRACE_SECONDS, "attempts would be cut"
+    ports = [port["port"] for rule in one(found, "NetworkPolicy")["spec"]["egress"] for port in rule["ports"]]
+    assert 5432 in ports, "the nodes can't reach PostgreSQL"
+
+
+def check(kustomize, folder):
+    found = resources(kustomize, folder)
+    for resource in found:
+        # Kinds of the Prometheus Operator have no schema here.
+        if not resource["apiVersion"].startswith("monitoring.coreos.com/"):
+            kubernetes_validate.validate(resource, KUBERNETES, strict=True)
+    check_network(one(found, "NetworkPolicy"))
+    return found
+
+
 def main(kustomize):
-    for folder in FOLDERS:
-        found = resources(kustomize, folder)
-        for resource in found:
-            # Kinds of the Prometheus Operator have no schema here.
-            if not resource["apiVersion"].startswith("monitoring.coreos.com/"):
-                kubernetes_validate.validate(resource, KUBERNETES, strict=True)
-        check_network(one(found, "NetworkPolicy"))
+    for folder in SINGLE:
+        found = check(kustomize, folder)
     check_monitoring(found)
-    with open("k8s/base/secret.example.yaml", encoding="utf-8") as file:
-        kubernetes_validate.validate(yaml.safe_load(file), KUBERNETES, strict=True)
+    check_cluster(check(kustomize, CLUSTER))
+    for path in SECRETS:
+        with open(path, encoding="utf-8") as file:
+            kubernetes_validate.validate(yaml.safe_load(file), KUBERNETES, strict=True)
     print("the manifests are sound")
 
 

@@ -132,7 +132,8 @@ def prometheus_config(service_port, alertmanager_port):
         "scrape_interval": "1s", "evaluation_interval": "1s", "external_labels": {"runbook": RUNBOOK},
     }
     config["rule_files"] = [RULES]
-    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{service_port}"]
+    del config["scrape_configs"][0]["file_sd_configs"]
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{service_port}"]}]
     config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{alertmanager_port}"]
     return config
 

@@ -13,7 +13,8 @@ import yaml
 
 HOURS = 10
 MINUTES = 60 * HOURS
-LABELS = {"job": "ceoagent", "instance": "ceoagent:8000"}
+# One node after another is the dispatcher of a cluster.
+REIGN_MINUTES = 150
 
 
 class Run:
@@ -80,11 +81,18 @@ class Run:
         if waits:
             self.add(minute, "ceoagent_waits_total", by, kind=waits)
 
-    def test(self, name, expected):
-        def text(series):
-            metric, labels = series
-            labels = ", ".join(f'{key}="{value}"' for key, value in {**dict(labels), **LABELS}.items())
+    def test(self, name, expected, nodes=1):
+        """The run of one node, or of several that share its work."""
+        def text(metric, labels, node):
+            labels = {**dict(labels), "job": "ceoagent", "instance": f"node{node}:8000"}
+            labels = ", ".join(f'{key}="{value}"' for key, value in labels.items())
             return f"{metric}{{{labels}}}"
+
+        def of_node(metric, values, node):
+            if metric == "ceoagent_dispatcher":
+                return [float(minute // REIGN_MINUTES % nodes == node) for minute in range(MINUTES)]
+            share = nodes if metric.startswith("ceoagent_") and metric.endswith("_total") else 1
+            return [value if value is None else value / share for value in values]
 
         def line(values):
             return " ".join("_" if value is None else f"{value:.10g}" for value in values)
@@ -92,7 +100,10 @@ class Run:
         return {
             "name": name,
             "interval": "1m",
-            "input_series": [{"series": text(key), "values": line(values)} for key, values in self.series.items()],
+            "input_series": [
+                {"series": text(metric, labels, node), "values": line(of_node(metric, values, node))}
+                for (metric, labels), values in self.series.items() for node in range(nodes)
+            ],
             "promql_expr_test": [{
                 "expr": f'count by (alertname) (count_over_time(ALERTS{{alertstate="firing"}}[{HOURS}h]))',
                 "eval_time": f"{MINUTES - 1}m",
@@ -127,7 +138,7 @@ def quiet_night(metrics):
     return run.test("a quiet night", {"CeoagentTokens"})
 
 
-def busy_day(metrics):
+def busy_day(metrics, name="a busy day", nodes=1):
     """Two thousand questions an hour, some failed, some late, bursts, an upgrade, a pause of minutes, a budget."""
     run = Run(metrics)
     for minute in range(MINUTES):
@@ -151,7 +162,12 @@ def busy_day(metrics):
     for minute in (300, 301, 360, 361, 362):
         run.set([minute], "ceoagent_gate_closed", 1)
     run.restart(400)
-    return run.test("a busy day", set())
+    return run.test(name, set(), nodes)
+
+
+def busy_cluster(metrics):
+    """The same day, of three nodes."""
+    return busy_day(metrics, "a busy day of three nodes", nodes=3)
 
 
 def all_fails(metrics):
@@ -175,7 +191,7 @@ def check(metrics, rules):
     tests = {
         "rule_files": [rules],
         "evaluation_interval": "1m",
-        "tests": [scenario(metrics) for scenario in (quiet_night, busy_day, all_fails, crash_loop)],
+        "tests": [scenario(metrics) for scenario in (quiet_night, busy_day, busy_cluster, all_fails, crash_loop)],
     }
     with tempfile.NamedTemporaryFile("w", suffix=".yml", encoding="utf-8") as file:
         yaml.safe_dump(tests, file)

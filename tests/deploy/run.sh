@@ -41,5 +41,9 @@ for pair in info:nobody warning:operators critical:operators; do
         severity="${pair%:*}"
 done
 
+say "Three nodes behind the proxy"
+haproxy -c -q -f deploy/haproxy/haproxy.cfg
+"$python" tests/deploy/cluster.py target/debug/ceoagent
+
 say "Alarms, dashboard and monitor against the running service"
 "$python" tests/deploy/monitoring.py target/debug/ceoagent

@@ -29,6 +29,9 @@ NOT_SETTINGS = {
     "TMPDIR": "the system",
     "ALERT_WEBHOOK": "deploy/monitor.sh",
     "RUNBOOK_URL": "docker-compose.yml",
+    "SINGLE_NODES": "docker-compose.yml",
+    "POSTGRES_PASSWORD": "docker-compose.yml",
+    "PROMETHEUS_TARGETS": "docker-compose.yml",
     "UPDATE_DOCS": "the tests",
 }
 

@@ -31,6 +31,13 @@ async fn until_ready(service: &Service) {
     }
 }
 
+/// The metric that says whether a node is the dispatcher.
+async fn dispatchers(service: &Service) -> u32 {
+    let metrics = service.get("/metrics").await.body;
+    let line = metrics.as_str().unwrap().lines().find_map(|line| line.strip_prefix("ceoagent_dispatcher "));
+    line.unwrap().parse().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_node_takes_over_after_a_kill_under_load_and_no_accepted_job_is_lost() {
     let (postgres, claude) = (Postgres::start(), simulator().await);
@@ -45,6 +52,7 @@ async fn a_standby_node_takes_over_after_a_kill_under_load_and_no_accepted_job_i
         assert_eq!(unready.assert_problem(503, "not_ready").body["errors"][0]["field"], "standby");
         let refused = standby.submit("Which node answers?").await;
         assert_eq!(refused.assert_problem(503, "standby").header("retry-after"), "1");
+        assert_eq!((dispatchers(&active).await, dispatchers(&standby).await), (1, 0));
 
         let mut load = Load::start(&active, life);
         load.accepted(rand::rng().random_range(1..60), &mut ledger).await;

@@ -109,7 +109,7 @@ async fn the_metrics_tell_what_happened_in_openmetrics() {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
     for name in [
-        "ceoagent_disk_free_bytes ",
+        "ceoagent_disk_free_bytes{",
         "ceoagent_tokens_total{kind=\"output\"}",
         "ceoagent_store_commit_duration_seconds_bucket",
         "ceoagent_store_sync_duration_seconds_bucket",
