@@ -1,30 +1,31 @@
 //! The composition root: builds the parts from the settings, starts them in order, drains them in order.
 //!
 //! Start: prompts → listener → store → keys, webhooks, server → orphans of a crash are ended → dispatcher, sweeper → HTTP.
-//! Everything that can fail comes before the first claim and the first request, except for the lookup of the models.
+//! Everything that can fail comes before the first claim and the first request, except for the lookup of the models. Of the
+//! nodes of a database one has a dispatcher; another begins to dispatch when that one ends.
 //! Stop: no more requests and claims → attempts get SHUTDOWN_GRACE → store closed.
 //!
 //! - `door`: the listener and its connections
+//! - `duties`: what one node does for all
 //! - `error`: why the service can't start
 //! - `machine`: what the machine allows
 //! - `model_check`: whether the models exist
 //! - `parts`: each part's configuration, and the constants that are not settings
 //! - `secrets`: the data folder and the secrets that are generated
-//! - `standby`: waiting until no other node is active
 //! - `upkeep`: the schema is compiled ahead, old prices are noted
 
 mod door;
+mod duties;
 pub mod error;
 mod machine;
 mod model_check;
 mod parts;
 mod secrets;
-mod standby;
 mod upkeep;
 
 use std::{
     io::{self, Write},
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -38,7 +39,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
-use self::{error::StartError, upkeep::Upkeep};
+use self::{duties::Duties, error::StartError, upkeep::Upkeep};
 pub use self::{
     parts::{Tuning, is_in_use},
     secrets::{admin_token_file, stored_admin_token},
@@ -54,23 +55,22 @@ use crate::{
         environment::{self, GatewayAccess},
     },
     dashboard::{self, Sessions},
-    dispatch::Dispatcher,
     http::{self, api::Api, failures::Failures, memory::MemoryBudget, memos::Memos, observe::RefusalLog},
     ledger::Spending,
     metrics::Metrics,
     prompts::Prompts,
-    queue::{Operations, Queue, QueueError, WorkQueue},
+    queue::{Operations, Queue},
     redis::Redis,
     registry::Registry,
     store::{
         Store,
-        postgres::PostgresStore,
+        postgres::{PostgresStore, Seat},
         sled::{
             SledStore,
             salvage::{self, SalvageError, Summary},
         },
     },
-    sweeper::{self, disk::DiskWatch},
+    sweeper,
     webhook::Webhooks,
     worker::Worker,
 };
@@ -106,8 +106,8 @@ pub struct App {
     store: Arc<dyn Store>,
     http: Handle<SocketAddr>,
     server: JoinHandle<io::Result<()>>,
-    /// Receives an error if no model of the settings can be used.
-    no_model: mpsc::Receiver<StartError>,
+    /// Receives an error if no model of the settings can be used, or this node can't take over from another.
+    faults: mpsc::Receiver<StartError>,
 }
 
 impl App {
@@ -124,8 +124,7 @@ impl App {
         secrets::guard_folder(&settings.data_dir);
         let metrics = Metrics::new();
         let redis = parts::redis(settings, &metrics).await?;
-        let (store, claude) = open(settings, access, &clock, &metrics, &listener).await?;
-        metrics.dispatcher.set(1);
+        let (store, seat, claude) = open(settings, access, &clock, &metrics).await?;
         let (admin_token, is_new) = secrets::admin_token(settings)?;
         let agent = parts::agent(settings, claude, prompts.clone());
         let spending = Spending::default();
@@ -152,12 +151,8 @@ impl App {
             limits: limits.clone(),
             agent: agent.clone(),
             closing: closing.clone(),
+            warm_up_after: tuning.warm_up_after.filter(|_| !tuning.is_simulated),
         };
-        upkeep.load().await?;
-        recover(&queue.work()).await.map_err(StartError::Recovery)?;
-
-        // From here on nothing fails: tasks that run already would outlive a failed start.
-        announce_access(auth.is_open(), address, tuning.is_simulated);
         let worker = Worker {
             queue: queue.work(),
             limits: limits.clone(),
@@ -165,10 +160,24 @@ impl App {
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
-        let disk = parts::disk_watch(settings, tuning, &metrics);
-        let upkeep = upkeep.run(tuning.warm_up_after.filter(|_| !tuning.is_simulated));
-        let (calls, operations) = (parts::workers(settings), queue.operations());
-        let tracker = start_tasks(&worker, calls, disk, webhooks.clone(), upkeep, operations.clone()).await;
+        let (tracker, operations) = (TaskTracker::new(), queue.operations());
+        let (fault, faults) = mpsc::channel(1);
+        let duties = Duties {
+            worker: worker.clone(),
+            calls: parts::workers(settings),
+            webhooks: webhooks.clone(),
+            upkeep,
+            tracker: tracker.clone(),
+        };
+        if let Some(disk) = parts::disk_watch(settings, tuning, &metrics) {
+            disk.look(&worker.queue).await;
+            tracker.spawn(disk.run(worker.queue.clone(), closing.clone()));
+        }
+        duties.begin(seat, fault.clone()).await?;
+
+        // From here on nothing fails: tasks that run already would outlive a failed start.
+        announce_access(auth.is_open(), address, tuning.is_simulated);
+        tracker.spawn(sweeper::history::run(operations.clone(), closing.clone()));
         if let Some(redis) = &redis {
             let relaying = queue.work();
             tracker.spawn(async move { relaying.relay_texts().await });
@@ -178,7 +187,7 @@ impl App {
         let shown = parts::shown(settings, tuning, address);
         let router = http::router(api, |api| dashboard::router(api, sessions, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
-        let no_model = check_models(agent, closing.clone());
+        check_models(agent, closing.clone(), fault);
         let url = settings.public_url.as_ref().map_or_else(|| format!("http://{address}"), ToString::to_string);
         info!(%address, url, model = settings.model(), "ceoagent is ready");
         let new_admin_token = is_new.then(|| admin_token.clone());
@@ -197,7 +206,7 @@ impl App {
             store,
             http,
             server,
-            no_model,
+            faults,
         })
     }
 
@@ -205,7 +214,7 @@ impl App {
     pub async fn unfit(&mut self) -> StartError {
         let lost = self.store.lost();
         tokio::select! {
-            Some(error) = self.no_model.recv() => error,
+            Some(error) = self.faults.recv() => error,
             () = lost.cancelled() => StartError::StoreLost,
         }
     }
@@ -271,27 +280,26 @@ pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, Salv
 }
 
 /// Opens the store and makes the client for Claude, at the same time, as both block: on the disk, and on hundreds of
-/// certificates. On a database this waits until no other node is active.
+/// certificates.
 async fn open(
     settings: &Settings,
     access: GatewayAccess,
     clock: &Clock,
     metrics: &Metrics,
-    listener: &TcpListener,
-) -> Result<(Arc<dyn Store>, Claude), StartError> {
+) -> Result<(Arc<dyn Store>, Option<Seat>, Claude), StartError> {
     let client = task::spawn_blocking({
         let config = parts::client(settings, access);
         move || Claude::new(config)
     });
     let (clock, metrics) = (clock.clone(), metrics.clone());
-    let store: Arc<dyn Store> = if let Some(url) = &settings.database_url {
-        let seat = standby::seat(url, listener, &metrics).await?;
-        Arc::new(PostgresStore::open(seat, clock, metrics).await?)
-    } else {
-        let config = parts::store(settings);
-        Arc::new(task::spawn_blocking(move || SledStore::open(config, clock, metrics)).await??)
-    };
-    Ok((store, client.await??))
+    if let Some(url) = &settings.database_url {
+        let store = PostgresStore::open(url, clock, metrics).await?;
+        let seat = store.seat();
+        return Ok((Arc::new(store), Some(seat), client.await??));
+    }
+    let config = parts::store(settings);
+    let store = task::spawn_blocking(move || SledStore::open(config, clock, metrics)).await??;
+    Ok((Arc::new(store), None, client.await??))
 }
 
 fn webhooks(
@@ -306,39 +314,6 @@ fn webhooks(
     let (callbacks, public_url) = (parts::callbacks(settings), settings.public_url.clone());
     let outbox = Arc::clone(store) as _;
     Webhooks::new(queue.clone(), outbox, secrets, callbacks, public_url, metrics.clone()).map_err(StartError::Webhooks)
-}
-
-/// Ends the attempts and the overdue jobs of the last run.
-async fn recover(queue: &WorkQueue) -> Result<(), QueueError> {
-    let orphans = queue.recover().await?;
-    if orphans > 0 {
-        warn!(orphans, "attempts of the last run ended with an unknown outcome");
-    }
-    while queue.end_overdue().await? > 0 {}
-    Ok(())
-}
-
-/// Starts the dispatcher and all background tasks.
-async fn start_tasks(
-    worker: &Worker,
-    workers: usize,
-    disk: Option<DiskWatch>,
-    webhooks: Webhooks,
-    upkeep: impl Future<Output = ()> + Send + 'static,
-    operations: Operations,
-) -> TaskTracker {
-    let Worker { queue, closing, .. } = worker.clone();
-    let tracker = TaskTracker::new();
-    if let Some(disk) = disk {
-        disk.look(&queue).await;
-        tracker.spawn(disk.run(queue.clone(), closing.clone()));
-    }
-    Dispatcher::start(worker.clone(), workers, &tracker);
-    tracker.spawn(upkeep);
-    tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
-    tracker.spawn(sweeper::history::run(operations, closing.clone()));
-    tracker.spawn(webhooks.run(closing));
-    tracker
 }
 
 fn api(
@@ -382,14 +357,12 @@ fn api(
 }
 
 /// Looks the models up in the background: the service accepts questions meanwhile.
-fn check_models(agent: Agent, closing: CancellationToken) -> mpsc::Receiver<StartError> {
-    let (sender, no_model) = mpsc::channel(1);
+fn check_models(agent: Agent, closing: CancellationToken, faults: mpsc::Sender<StartError>) {
     tokio::spawn(async move {
         if let Some(Err(error)) = closing.run_until_cancelled(model_check::check(&agent)).await {
-            let _ = sender.send(error).await;
+            let _ = faults.send(error).await;
         }
     });
-    no_model
 }
 
 /// Says who may use the service, as a warning if that is everybody.

@@ -109,6 +109,11 @@ impl<A: Analyst> Dispatcher<A> {
 
     async fn claim(self, proposal: Proposal, permit: Permit, slot: OwnedSemaphorePermit) {
         let Inner { worker: Worker { queue, limits, .. }, prefetch, .. } = &*self.0;
+        if queue.is_store_down() {
+            // Its attempt would be released before the call.
+            *self.0.retry_at.lock() = Instant::now() + CLAIM_RETRY;
+            return;
+        }
         let begun = Instant::now();
         match queue.claim(proposal).await {
             Ok(Some(claim)) => {
@@ -134,7 +139,7 @@ impl<A: Analyst> Standby for Inner<A> {
     fn reserve(self: Arc<Self>, lane: Lane) -> Option<Box<dyn Reserved>> {
         // Before the check, so that a stop that begins here waits for it.
         let token = self.tracker.token();
-        if self.worker.closing.is_cancelled() {
+        if self.worker.closing.is_cancelled() || self.worker.queue.is_store_down() {
             return None;
         }
         let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;

@@ -29,7 +29,6 @@ mod operate;
 mod pages;
 mod problem;
 mod prompts;
-pub mod standby;
 mod submission;
 mod transfer;
 mod usage;

@@ -49,6 +49,8 @@ pub(super) struct Upkeep {
     pub(super) limits: Limits,
     pub(super) agent: Agent,
     pub(super) closing: CancellationToken,
+    /// `None`: the schema is not compiled ahead.
+    pub(super) warm_up_after: Option<Duration>,
 }
 
 impl Upkeep {
@@ -67,10 +69,10 @@ impl Upkeep {
         Ok(stored.filter(|(_, stored)| stored.schema == schema_digest()).collect())
     }
 
-    pub(super) async fn run(self, warm_up_after: Option<Duration>) {
+    pub(super) async fn run(self) {
         let mut warned_on = None;
         self.warn_of_prices(&mut warned_on);
-        if let Some(pause) = warm_up_after
+        if let Some(pause) = self.warm_up_after
             && self.closing.run_until_cancelled(tokio::time::sleep(pause)).await.is_some()
         {
             self.warm_up().await;

@@ -131,12 +131,16 @@ impl Heard {
     }
 
     pub(crate) fn ended(&self) -> EndedCounts {
-        self.0.lock().unwrap().2.ended
+        self.totals().ended
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        self.0.lock().unwrap().2
     }
 
     /// What was spent on the newest day of the ledger.
     fn spent(&self) -> Spent {
-        self.0.lock().unwrap().2.spent
+        self.totals().spent
     }
 
     /// Every change since the last time, by its job.
@@ -455,7 +459,7 @@ async fn announces_each_changed_setting_to_all_who_watch(store: &impl Store) {
 }
 
 /// A job that its client calls `name`, from second `n`, for 100 seconds.
-fn named(n: u32, name: u8, body: u8) -> Job {
+pub(crate) fn named(n: u32, name: u8, body: u8) -> Job {
     let expires_at = at(n + 100);
     Job { idempotency: Some(Box::new(IdempotencyKey { key: [name; 16], body: [body; 16], expires_at })), ..job(n) }
 }

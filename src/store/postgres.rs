@@ -1,9 +1,10 @@
-//! The store on PostgreSQL: one active node, and any number that stand by. The only importer of tokio-postgres.
+//! The store on PostgreSQL, for any number of nodes. The only importer of tokio-postgres.
 //!
 //! - `connection`: connections, what must hold of the server, the schema
-//! - `seat`: which node is the active one
+//! - `seat`: which node makes the calls
+//! - `feed`: what other nodes changed
 //! - `batch`: what changes make of jobs
-//! - `writer`: the one task that changes anything
+//! - `writer`: the one task of a node that changes anything
 //! - `columns`: what a batch writes
 //! - `shared`: what readers and the writer share; `state`: sums over all jobs, in memory
 //! - `readers`: connections for reads
@@ -15,6 +16,7 @@
 mod batch;
 mod columns;
 mod connection;
+mod feed;
 mod listing;
 mod readers;
 mod seat;
@@ -29,8 +31,9 @@ use std::{collections::HashSet, num::NonZeroU64, sync::Arc};
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
+use secrecy::SecretString;
 use tokio::{
-    sync::{Notify, broadcast, mpsc, oneshot},
+    sync::{broadcast, mpsc, oneshot, watch},
     task::JoinHandle,
     time::Instant,
 };
@@ -39,16 +42,14 @@ use uuid::Uuid;
 
 use self::{
     batch::{Batch, Needs},
+    connection::Database,
     listing::{RECORDS, broken, decode, record, unavailable},
     readers::Readers,
-    shared::{Reset, Shared},
+    shared::{Reset, Shared, Standing},
     state::State,
     writer::{Answer, Command, FORGOTTEN_KEYS, Lanes, Writer},
 };
-pub use self::{
-    connection::{Database, OpenError},
-    seat::Seat,
-};
+pub use self::{connection::OpenError, seat::Seat};
 use super::{
     change,
     new_job::NewJob,
@@ -77,7 +78,7 @@ pub struct PostgresStore {
     shared: Arc<Shared>,
     /// `None` once the store is closed.
     lanes: Mutex<Option<Senders>>,
-    /// The writer, and the beats of the seat, which end with the store.
+    /// The writer, and the task of the seat, which ends with the store.
     tasks: Mutex<Option<(JoinHandle<()>, AbortOnDropHandle<()>)>>,
 }
 
@@ -88,14 +89,15 @@ struct Senders {
 }
 
 impl PostgresStore {
-    /// Becomes the active node.
+    /// Opens the store, and asks for the seat from now on.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub async fn open(seat: Seat, clock: Clock, metrics: Metrics) -> Result<PostgresStore, OpenError> {
+    pub async fn open(url: &SecretString, clock: Clock, metrics: Metrics) -> Result<PostgresStore, OpenError> {
+        let database = Arc::new(Database::open(url).await?);
         let shared = Arc::new(Shared {
-            database: Arc::clone(&seat.database),
-            readers: Readers::new(Arc::clone(&seat.database)),
+            database: Arc::clone(&database),
+            readers: Readers::new(database),
             clock,
             metrics,
             state: RwLock::new(State::default()),
@@ -103,14 +105,12 @@ impl PostgresStore {
             settings_watch: SettingsWatch::default(),
             trouble: Mutex::default(),
             lost: CancellationToken::new(),
-            is_seated: Notify::new(),
+            standing: watch::Sender::new(Standing::Unknown),
             beat_at: Mutex::new(Instant::now()),
         });
         let (changes, changes_lane) = mpsc::channel(PLACES);
         let (new, new_lane) = mpsc::channel(PLACES);
         let lanes = Lanes { changes: changes_lane, new: new_lane };
-        // Before the writer reads the jobs, which may take longer than a standby node waits for a beat.
-        let holding = AbortOnDropHandle::new(tokio::spawn(seat.hold(Arc::clone(&shared))));
         let writer = Writer::open(Arc::clone(&shared), lanes).await?;
         *shared.beat_at.lock() = Instant::now();
         let writing = tokio::spawn({
@@ -121,11 +121,17 @@ impl PostgresStore {
                 guard.disarm();
             }
         });
+        let asking = AbortOnDropHandle::new(tokio::spawn(seat::run(Arc::clone(&shared), changes.downgrade())));
         Ok(PostgresStore {
             shared,
             lanes: Mutex::new(Some(Senders { changes, new })),
-            tasks: Mutex::new(Some((writing, holding))),
+            tasks: Mutex::new(Some((writing, asking))),
         })
+    }
+
+    /// The seat of the database.
+    pub fn seat(&self) -> Seat {
+        Seat(self.shared.standing.subscribe())
     }
 
     fn closed(&self) -> StoreError {
@@ -250,7 +256,7 @@ impl JobStore for PostgresStore {
         let now = self.shared.clock.now();
         let (ended, unnotified) = {
             let state = self.shared.state.read();
-            (state.ended(), state.unnotified)
+            (state.ended(), state.counts.unnotified)
         };
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let unnotified_surplus = unnotified.saturating_sub(keep.div_ceil(UNNOTIFIED_PART));
@@ -339,10 +345,10 @@ impl JobStore for PostgresStore {
     async fn close(&self) {
         self.lanes.lock().take();
         let tasks = self.tasks.lock().take();
-        if let Some((writing, holding)) = tasks {
+        if let Some((writing, asking)) = tasks {
             // It has to finish what was accepted.
             let _ = writing.await;
-            drop(holding);
+            drop(asking);
         }
     }
 }

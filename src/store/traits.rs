@@ -3,6 +3,7 @@
 use std::{num::NonZeroU64, sync::Arc};
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -298,7 +299,7 @@ pub struct Totals {
 }
 
 /// How many jobs have ended, by state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndedCounts {
     pub succeeded: usize,
     pub failed: usize,

@@ -2,9 +2,10 @@
 # Builds the image in a real engine and runs compose from a fresh clone: ask through the published port, restart, kill,
 # upgrade, back up and restore. Part of tests/run.sh, which has installed what it needs. Takes root.
 #
+# Then three nodes behind the proxy, as docs/deploy.md has it: kill one, take everything down and up again.
+#
 # Uses the engine that runs, else starts one of its own, with all that it makes in one folder, and ends it afterwards.
-# The base image is pulled where that can be done; else a stand-in of the same name is made of Debian's packages and this
-# machine's Rust.
+# Images are pulled where that can be done. Else stand-ins are made of Debian's packages and this machine's Rust.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -24,7 +25,7 @@ compose() {
 finish() {
     code=$?
     [ $code = 0 ] || (cd "$work/ceoagent" 2>/dev/null && compose -f docker-compose.yml -f tests/docker/simulated.yml logs) || true
-    [ ! -d "$work/ceoagent" ] || (cd "$work/ceoagent" && compose down -v) || true
+    [ ! -d "$work/ceoagent" ] || (cd "$work/ceoagent" && compose --profile cluster down -v) || true
     docker rmi "$image" >/dev/null 2>&1 || true
     if [ -f "$work/iptables" ]; then
         [ $code = 0 ] || tail -n 50 "$work"/engine-*.log || true
@@ -167,4 +168,53 @@ until_true "the demo's memo" has_memo
 compose stop ceoagent
 [ "$(docker inspect -f '{{.State.ExitCode}}' "$(compose ps -aq ceoagent 2>/dev/null || compose ps -q ceoagent)")" = 0 ] \
     || fail "the service did not drain"
+compose down -v
+
+say "Images of the cluster"
+image_of() { sed -n "s/^    image: \($1:.*\)$/\1/p" docker-compose.yml; }
+PROXY_IMAGE="$(image_of haproxy)" POSTGRES_IMAGE="$(image_of postgres)"
+if ! timeout 60 docker pull -q "$PROXY_IMAGE" || ! timeout 60 docker pull -q "$POSTGRES_IMAGE"; then
+    PROXY_IMAGE="proxy:$CEOAGENT_TAG" POSTGRES_IMAGE="postgres:$CEOAGENT_TAG"
+    debootstrap --variant=minbase --include=haproxy,postgresql,wget bookworm "$work/base" >/dev/null
+    install -m 0755 tests/docker/postgres.sh "$work/base/usr/local/bin/"
+    chroot "$work/base" install -d -o postgres -g postgres /var/lib/postgresql/data
+    tar -C "$work/base" -c . > "$work/base.tar"
+    docker import -c 'USER haproxy' -c 'CMD ["haproxy", "-W", "-db", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]' \
+        "$work/base.tar" "$PROXY_IMAGE" >/dev/null
+    docker import -c 'VOLUME /var/lib/postgresql/data' -c 'CMD ["postgres.sh"]' "$work/base.tar" "$POSTGRES_IMAGE" >/dev/null
+    rm -rf "$work/base" "$work/base.tar"
+fi
+export PROXY_IMAGE POSTGRES_IMAGE
+
+say "Three nodes behind the proxy"
+bash -c "$(sed -n '/^cat >> .env <<END$/,/^END$/p' docs/deploy.md)"
+cluster() { compose -f docker-compose.yml -f tests/docker/cluster.yml --profile cluster "$@"; }
+dispatcher() {
+    for node in node1 node2 node3; do
+        # From within, because the image has no other program: a node that is not the dispatcher answers too.
+        docker run --rm --network "${COMPOSE_PROJECT_NAME}_default" --entrypoint wget "$PROXY_IMAGE" -qO- "http://$node:8000/metrics" \
+            | grep -q '^ceoagent_dispatcher 1$' && echo "$node" && return
+    done
+    return 1
+}
+ready() { curl -fs -m 5 "$url/health/ready" >/dev/null; }
+accepts() { id="$(ask "$1" 2>/dev/null | id_of 2>/dev/null)"; }
+known() { curl -fs -m 5 "$url/api/v1/jobs/$1" >/dev/null; }
+cluster up -d
+until_true "a ready node behind the proxy" ready
+[ -z "$(cluster ps -q ceoagent)" ] || fail "the single node runs beside the cluster"
+accepts "Does the cluster accept?" || fail "the cluster accepts no question"
+before="$id"
+until_true "a dispatcher" dispatcher
+docker kill "$(cluster ps -q "$(dispatcher)")" >/dev/null
+until_true "another question after the kill of a node" accepts "Does it go on?"
+known "$before" && known "$id" || fail "a question is lost after the kill of a node"
+cluster down
+cluster up -d
+until_true "the same questions after down and up" known "$before"
+cluster stop
+for node in node1 node2 node3; do
+    [ "$(docker inspect -f '{{.State.ExitCode}}' "$(cluster ps -aq $node 2>/dev/null || cluster ps -q $node)")" = 0 ] \
+        || fail "$node did not drain"
+done
 say "The image is sound"

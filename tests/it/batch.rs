@@ -134,7 +134,7 @@ async fn batches_that_come_at_once_pass_no_bound() {
 }
 
 /// A moment that has not come when the test ends.
-fn in_an_hour() -> String {
+pub(crate) fn in_an_hour() -> String {
     let now = ceoagent::clock::Clock::system().now();
     now.plus(Duration::from_hours(1)).to_string()
 }

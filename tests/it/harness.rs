@@ -114,7 +114,6 @@ impl Setup {
             // As text, or as a member of a JSON object.
             let ready = line.split_once("ceoagent is ready address=");
             let ready = ready.or_else(|| line.split_once(r#""ceoagent is ready","address":""#));
-            let ready = ready.or_else(|| line.split_once("ceoagent stands by address="));
             if let Some((_, rest)) = ready {
                 break rest.split([' ', '"', '\n']).next().unwrap().to_owned();
             }

@@ -51,6 +51,13 @@ impl Load {
         }
     }
 
+    /// Ends the clients of a service that lives, and notes what came.
+    pub(crate) async fn stop(mut self, ledger: &mut Ledger) {
+        // An answer that none received may have been given.
+        self.clients.shutdown().await;
+        self.end(ledger).await;
+    }
+
     /// Notes what came until the end. The service must be dead.
     pub(crate) async fn end(mut self, ledger: &mut Ledger) {
         self.clients.join_all().await;

@@ -1,14 +1,16 @@
-//! Several nodes on one PostgreSQL: one is active, the others stand by. What holds when the active one is killed or paused,
-//! and when the database itself crashes.
+//! Several nodes on one PostgreSQL: all of them answer, one makes the calls. What holds when that one is killed or paused, and
+//! when the database itself crashes.
 
 use std::time::Instant;
 
 use rand::RngExt;
+use reqwest::Method;
 use serde_json::json;
 
 use crate::{
+    batch::in_an_hour,
     database::Postgres,
-    harness::{PATIENCE, Service, Setup, client, simulator},
+    harness::{PATIENCE, Service, Setup, client, send, simulator},
     load::{Ledger, Load},
 };
 
@@ -31,6 +33,8 @@ async fn until_ready(service: &Service) {
     }
 }
 
+const TOOK_OVER: &str = "this node makes the calls from now on";
+
 /// The metric that says whether a node is the dispatcher.
 async fn dispatchers(service: &Service) -> u32 {
     let metrics = service.get("/metrics").await.body;
@@ -39,29 +43,26 @@ async fn dispatchers(service: &Service) -> u32 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_standby_node_takes_over_after_a_kill_under_load_and_no_accepted_job_is_lost() {
+async fn another_node_makes_the_calls_after_a_kill_under_load_and_no_accepted_job_is_lost() {
     let (postgres, claude) = (Postgres::start(), simulator().await);
     let url = postgres.create("jobs");
     let start = || node(&claude.base_url(), &url).start();
     let mut ledger = Ledger::default();
     let mut active = start();
     for life in 0..KILLS {
-        let standby = start();
-        assert_eq!(standby.get("/health").await.body["status"], "ok");
-        let unready = standby.get("/health/ready").await;
-        assert_eq!(unready.assert_problem(503, "not_ready").body["errors"][0]["field"], "standby");
-        let refused = standby.submit("Which node answers?").await;
-        assert_eq!(refused.assert_problem(503, "standby").header("retry-after"), "1");
-        assert_eq!((dispatchers(&active).await, dispatchers(&standby).await), (1, 0));
-
-        let mut load = Load::start(&active, life);
+        let other = start();
+        until_ready(&other).await;
+        let (mut load, mut beside) = (Load::start(&active, life), Load::start(&other, KILLS + life));
         load.accepted(rand::rng().random_range(1..60), &mut ledger).await;
         active.kill();
         let killed = Instant::now();
-        standby.until_said("ceoagent is ready");
-        println!("taken over after {:?}", killed.elapsed());
         load.end(&mut ledger).await;
-        active = standby;
+        other.until_said(TOOK_OVER);
+        println!("taken over after {:?}", killed.elapsed());
+        // Its clients noticed nothing.
+        beside.accepted(20, &mut ledger).await;
+        beside.stop(&mut ledger).await;
+        active = other;
     }
     ledger.assert_ended_once(&active, KILLS).await;
     let (status, log) = active.terminate();
@@ -70,32 +71,57 @@ async fn a_standby_node_takes_over_after_a_kill_under_load_and_no_accepted_job_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_node_that_wakes_up_after_another_took_over_writes_nothing_and_ends() {
+async fn every_node_answers_waits_and_operates_whichever_makes_the_calls() {
+    let (postgres, claude) = (Postgres::start(), simulator().await);
+    let url = postgres.create("jobs");
+    let (first, second) = (node(&claude.base_url(), &url).start(), node(&claude.base_url(), &url).start());
+    assert_eq!((dispatchers(&first).await, dispatchers(&second).await), (1, 0));
+    let answer = second.post("/api/v1/analyze", &json!({ "query": "Which node calls?", "wait": true })).await;
+    assert_eq!((answer.status, &answer.body["status"]), (200, &json!("succeeded")), "{answer:#?}");
+    let id = answer.body["id"].as_str().unwrap();
+    let elsewhere = first.get(&format!("/api/v1/jobs/{id}")).await;
+    assert_eq!(elsewhere.body["result"], answer.body["result"]);
+
+    let later = json!({ "query": "When?", "run_at": in_an_hour() });
+    let id = second.post("/api/v1/analyze", &later).await.body["id"].as_str().unwrap().to_owned();
+    let cancelled = first.post(&format!("/api/v1/jobs/{id}/cancel"), &json!({})).await;
+    assert_eq!(cancelled.body["status"], "cancelled", "{cancelled:#?}");
+    assert_eq!(second.get(&format!("/api/v1/jobs/{id}")).await.body["status"], "cancelled");
+    let with_key = |node: &Service| {
+        let request = node.request(Method::POST, "/api/v1/analyze").header("idempotency-key", "once");
+        send(request.json(&json!({ "query": "Twice?" })))
+    };
+    let (one, two) = tokio::join!(with_key(&first), with_key(&second));
+    assert_eq!(one.body["id"], two.body["id"], "{one:#?} {two:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_node_that_wakes_up_after_another_took_its_seat_writes_nothing_and_ends() {
     let (postgres, claude) = (Postgres::start(), simulator().await);
     let url = postgres.create("jobs");
     let paused = node(&claude.base_url(), &url).start();
-    let standby = node(&claude.base_url(), &url).start();
+    let other = node(&claude.base_url(), &url).start();
     let mut ledger = Ledger::default();
     let mut load = Load::start(&paused, 0);
     load.accepted(10, &mut ledger).await;
     paused.signal("STOP");
-    standby.until_said("ceoagent is ready");
+    let in_time = other.submit("In time?").await;
+    assert_eq!(in_time.status, 202, "{in_time:#?}");
+    other.until_said(TOOK_OVER);
     let late = tokio::spawn({
         let url = format!("{}/api/v1/analyze", paused.base());
         async move { client().post(url).json(&json!({ "query": "Too late?" })).send().await }
     });
-    let other = standby.submit("In time?").await;
-    assert_eq!(other.status, 202, "{other:#?}");
     paused.signal("CONT");
     let (status, log) = paused.wait();
-    assert!(!status.success() && log.contains("another node has become the active one"), "{log}");
+    assert!(!status.success() && log.contains("another node has taken the seat"), "{log}");
     if let Ok(answer) = late.await.unwrap() {
         assert_ne!(answer.status(), 202);
     }
     load.end(&mut ledger).await;
-    let found = standby.admin_get("/api/v1/admin/jobs?text=Too+late").await;
+    let found = other.admin_get("/api/v1/admin/jobs?text=Too+late").await;
     assert_eq!(found.body["jobs"].as_array().map(Vec::len), Some(0), "{:#}", found.body);
-    ledger.assert_ended_once(&standby, 1).await;
+    ledger.assert_ended_once(&other, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

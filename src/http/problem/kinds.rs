@@ -70,7 +70,6 @@ kinds! {
     SHUTTING_DOWN = Kind(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", "The service is shutting down");
     STORAGE_UNAVAILABLE = Kind(StatusCode::SERVICE_UNAVAILABLE, "storage_unavailable", "The job store is unavailable");
     NOT_READY = Kind(StatusCode::SERVICE_UNAVAILABLE, "not_ready", "The service is not ready");
-    STANDBY = Kind(StatusCode::SERVICE_UNAVAILABLE, "standby", "Another node is active");
     SERVER_BUSY = Kind(StatusCode::SERVICE_UNAVAILABLE, "server_busy", "Too many requests at once");
     TIMEOUT = Kind(StatusCode::SERVICE_UNAVAILABLE, "timeout", "The service took too long to answer");
 }

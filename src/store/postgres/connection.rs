@@ -1,10 +1,10 @@
 //! Connections to the database, what must hold of it, and its schema.
 
-use std::{error::Error as _, time::Duration};
+use std::{error::Error as _, future::poll_fn, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
-use tokio::time::timeout;
-use tokio_postgres::{Client, Config, config::TargetSessionAttrs};
+use tokio::{sync::watch, time::timeout};
+use tokio_postgres::{AsyncMessage, Client, Config, config::TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -25,9 +25,9 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// Set for each connection. The server ends a statement before [`ANSWER_TIMEOUT`] does. A transaction whose node has gone
-/// silent must not hold the seat's row.
+/// silent must not keep the other nodes from writing.
 const SESSION: &str = "set search_path to ceoagent; set statement_timeout to '10s'; set lock_timeout to '10s'; \
-                       set idle_in_transaction_session_timeout to '5s'; set client_min_messages to warning";
+                       set idle_in_transaction_session_timeout to '2s'; set client_min_messages to warning";
 
 /// Why the database can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -55,8 +55,10 @@ pub enum OpenError {
          pool_mode=transaction. Connect to PostgreSQL itself, or use pool_mode=session"
     )]
     Pooled,
-    #[error("another node has become the active one")]
+    #[error("another node has taken the seat")]
     SeatLost,
+    #[error("the changes of other nodes came faster than this one could read them")]
+    Behind,
     #[error("a record in the database can't be read: {0}")]
     Unreadable(String),
 }
@@ -70,7 +72,11 @@ impl OpenError {
             | OpenError::Unsafe { .. }
             | OpenError::Schema { .. }
             | OpenError::Pooled => true,
-            OpenError::Connect(_) | OpenError::ReadOnly | OpenError::SeatLost | OpenError::Unreadable(_) => false,
+            OpenError::Connect(_)
+            | OpenError::ReadOnly
+            | OpenError::SeatLost
+            | OpenError::Behind
+            | OpenError::Unreadable(_) => false,
         }
     }
 }
@@ -96,7 +102,7 @@ pub(super) fn describe(error: &tokio_postgres::Error) -> String {
 }
 
 /// A database, and how to connect to it.
-pub struct Database {
+pub(super) struct Database {
     config: Config,
     tls: MakeRustlsConnect,
     /// Of this process: stands in the seat, and names its connections.
@@ -108,6 +114,8 @@ pub(super) struct Link {
     pub(super) client: Client,
     /// Cancelled when the connection is gone.
     pub(super) closed: CancellationToken,
+    /// The newest row of the feed that this connection was notified of.
+    pub(super) newest: watch::Receiver<i64>,
 }
 
 impl Database {
@@ -115,7 +123,7 @@ impl Database {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub async fn open(url: &SecretString) -> Result<Database, OpenError> {
+    pub(super) async fn open(url: &SecretString) -> Result<Database, OpenError> {
         let mut config: Config =
             url.expose_secret().parse().map_err(|error: tokio_postgres::Error| OpenError::Url(describe(&error)))?;
         let node = Uuid::now_v7().simple().to_string();
@@ -141,17 +149,22 @@ impl Database {
     /// A checked connection.
     pub(super) async fn connect(&self) -> Result<Link, OpenError> {
         let connecting = async {
-            let (client, connection) = self.config.connect(self.tls.clone()).await?;
+            let (client, mut connection) = self.config.connect(self.tls.clone()).await?;
+            let (heard, newest) = watch::channel(0);
             let closed = CancellationToken::new();
             let guard = closed.clone().drop_guard();
             tokio::spawn(async move {
                 // Callers that wait for an answer get the error too.
-                let _ = connection.await;
+                while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+                    if let AsyncMessage::Notification(notification) = message {
+                        heard.send_replace(notification.payload().parse().unwrap_or(i64::MAX));
+                    }
+                }
                 drop(guard);
             });
             client.batch_execute(SESSION).await?;
             check(&client).await?;
-            Ok(Link { client, closed })
+            Ok(Link { client, closed, newest })
         };
         timeout(CONNECT_TIMEOUT * 2, connecting)
             .await

@@ -5,8 +5,8 @@ set local search_path to ceoagent;
 create table schema_version (version integer not null);
 insert into schema_version values (1);
 
--- Who may write. One row: each write transaction locks its key, the epoch, and compares it. A beat changes no key, so it
--- need not wait for a commit.
+-- Which node makes the calls. One row: each write transaction of its holder locks the key, the epoch, and compares it. A
+-- beat changes no key, so it need not wait for a commit.
 create table seat (
     id boolean primary key default true check (id),
     holder text not null default '',
@@ -72,3 +72,7 @@ create table ledger (
 create table setting (name bytea primary key, value bytea not null);
 
 create table audit (id uuid primary key, entry bytea not null);
+
+-- What each transaction changed, for the other nodes. Numbered in the order of the commits, without gaps. Old rows are deleted.
+create table feed (n bigint primary key, body bytea not null);
+alter table feed alter column body set storage external;

@@ -1,28 +1,32 @@
-//! The seat: the right to write. One node of a database has it, the *active* one; all others stand by.
+//! The seat: the right to make calls to Claude, and all else that one node does for all. One node of a database has it.
 //!
 //! A node gets the seat with a session's advisory lock, which is free as soon as the holder's process dies, and then raises
-//! the epoch in the table `seat`. Every write transaction locks that row and compares the epoch, so a former holder can
-//! write nothing, whenever it wakes up. The holder writes a beat each second. Standby nodes ask for the lock every
-//! [`TRY_PAUSE`]; they end the connections of a holder without a new beat
-//! for [`SILENCE`], because it is paused or cut off.
+//! the epoch in the table `seat`. Every write transaction of the holder locks that row and compares the epoch, so a former
+//! holder can write nothing, whenever it wakes up. The holder writes a beat each second. The other nodes ask for the lock
+//! every [`TRY_PAUSE`]; they end the connections of a holder without a new beat for [`SILENCE`], because it is paused or cut
+//! off.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep},
+};
 use tokio_postgres::types::ToSql;
 use tracing::{error, warn};
 
 use super::{
     connection::{Database, Link, OpenError, answer},
-    shared::Shared,
+    shared::{Shared, Standing},
+    writer::Command,
 };
 use crate::clock::Clock;
 
 /// The advisory lock.
 const SEAT_LOCK: i64 = i64::from_be_bytes(*b"ceoagent");
 
-/// How often a standby node asks for the lock. It must not wait for it in a statement, which would keep the server from
-/// cleaning up old row versions.
+/// How often a node asks for the lock. It must not wait for it in a statement, which would keep the server from cleaning up
+/// old row versions.
 const TRY_PAUSE: Duration = Duration::from_millis(200);
 
 const BEAT_PAUSE: Duration = Duration::from_secs(1);
@@ -30,79 +34,110 @@ const BEAT_PAUSE: Duration = Duration::from_secs(1);
 /// A holder without a beat for so long is taken for lost.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// The lock, as long as its connection lives.
-pub struct Seat {
-    pub(super) database: Arc<Database>,
-    link: Link,
-    has_lock: bool,
-}
+/// Beats after which the holder deletes rows of the feed as old. A node that has not read them reads all pending jobs.
+const BEATS_PER_TRIM: u32 = 60;
+
+/// Whether this node has the seat.
+pub struct Seat(pub(super) watch::Receiver<Standing>);
 
 impl Seat {
-    /// The seat, if it is free.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub async fn take(database: &Arc<Database>) -> Result<Option<Seat>, OpenError> {
-        let link = connect(database).await?;
-        let (is_free, _) = ask(&link).await?;
-        Ok(is_free.then(|| Seat { database: Arc::clone(database), link, has_lock: true }))
+    /// Waits until this node has asked for the seat. True if it got it.
+    pub async fn is_free(&mut self) -> bool {
+        let standing = self.0.wait_for(|standing| *standing != Standing::Unknown).await;
+        standing.is_ok_and(|standing| *standing == Standing::Seated)
     }
 
-    /// Waits for the seat, through all outages of the database.
-    pub async fn wait(database: &Arc<Database>) -> Seat {
-        loop {
-            match Seat::wait_on_one_connection(database).await {
-                Ok(seat) => return seat,
-                Err(error) => warn!(%error, "this standby node can't reach the database; trying again"),
-            }
-            sleep(BEAT_PAUSE).await;
+    /// Waits until this node has the seat. Then it has it until its store is lost.
+    pub async fn taken(&mut self) {
+        if self.0.wait_for(|standing| *standing == Standing::Seated).await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
+}
 
-    async fn wait_on_one_connection(database: &Arc<Database>) -> Result<Seat, OpenError> {
-        let link = connect(database).await?;
-        // By this node's own clock: a jump of the server's must end no node.
-        let (mut beat, mut seen_at) = (0.0, Instant::now());
-        loop {
-            let (is_free, newest) = ask(&link).await?;
-            if is_free {
-                return Ok(Seat { database: Arc::clone(database), link, has_lock: true });
+/// Asks for the seat, through all outages of the database, and then holds it.
+pub(super) async fn run(shared: Arc<Shared>, writer: mpsc::WeakSender<Command>) {
+    loop {
+        match wait(&shared).await {
+            Ok(link) => {
+                let (reply, seated) = oneshot::channel();
+                let Some(writer) = writer.upgrade() else { return };
+                let asked = writer.send(Command::TakeSeat(reply)).await.is_ok();
+                drop(writer);
+                if asked && seated.await.is_ok() {
+                    return Holder { link, has_lock: true, shared }.hold().await;
+                }
             }
-            if newest > beat {
-                (beat, seen_at) = (newest, Instant::now());
-            } else if seen_at.elapsed() > SILENCE {
-                warn!("the active node is silent; ending its connections");
-                answer(link.client.query(include_str!("unseat.sql"), &[&beat])).await?;
-                seen_at = Instant::now();
-            }
-            sleep(TRY_PAUSE).await;
+            Err(error) => warn!(%error, "this node can't ask for the seat; trying again"),
         }
+        sleep(BEAT_PAUSE).await;
     }
+}
 
-    /// Writes the beats, from the moment that the writer has the seat until it is lost; then cancels `shared.lost`.
-    pub(super) async fn hold(mut self, shared: Arc<Shared>) {
-        let (clock, lost) = (&shared.clock, &shared.lost);
-        shared.is_seated.notified().await;
+/// Waits for the lock. It is held as long as its connection lives.
+async fn wait(shared: &Shared) -> Result<Link, OpenError> {
+    let link = connect(&shared.database).await?;
+    // By this node's own clock: a jump of the server's must end no node.
+    let (mut beat, mut seen_at) = (0.0, Instant::now());
+    loop {
+        let asked_at = Instant::now();
+        let (is_free, newest) = ask(&link).await?;
+        *shared.beat_at.lock() = asked_at;
+        if is_free {
+            return Ok(link);
+        }
+        shared.standing.send_if_modified(|standing| std::mem::replace(standing, Standing::Beside) == Standing::Unknown);
+        if newest > beat {
+            (beat, seen_at) = (newest, Instant::now());
+        } else if seen_at.elapsed() > SILENCE {
+            warn!("the node with the seat is silent; ending its connections");
+            answer(link.client.query(include_str!("unseat.sql"), &[&beat])).await?;
+            seen_at = Instant::now();
+        }
+        sleep(TRY_PAUSE).await;
+    }
+}
+
+/// The node with the seat.
+struct Holder {
+    link: Link,
+    has_lock: bool,
+    shared: Arc<Shared>,
+}
+
+impl Holder {
+    /// Writes the beats until the seat is lost; then cancels `lost`.
+    async fn hold(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let (mut beats, mut old) = (0, 0);
         loop {
             tokio::select! {
                 () = sleep(BEAT_PAUSE) => {}
                 () = self.link.closed.cancelled(), if self.has_lock => {}
             }
             let sent_at = Instant::now();
-            match self.beat(clock).await {
+            match self.beat(&shared.clock).await {
                 Ok(true) => *shared.beat_at.lock() = sent_at,
                 Ok(false) => {
-                    error!("another node has become the active one; this process has to end");
-                    return lost.cancel();
+                    error!("another node has taken the seat; this process has to end");
+                    return shared.lost.cancel();
                 }
                 Err(error) => {
                     warn!(%error, "the seat's beat could not be written; connecting again");
-                    // Without the lock this node stays the active one until another raises the epoch.
+                    // Without the lock this node has the seat until another raises the epoch.
                     self.has_lock = false;
-                    if let Ok(link) = connect(&self.database).await {
+                    if let Ok(link) = connect(&shared.database).await {
                         self.link = link;
                     }
                 }
+            }
+            beats += 1;
+            if beats % BEATS_PER_TRIM == 0 {
+                let trimmed = answer(self.link.client.execute(include_str!("trim_feed.sql"), &[&old])).await;
+                if let Err(error) = trimmed {
+                    warn!(%error, "failed to delete old rows of the feed; trying again");
+                }
+                old = shared.state.read().n;
             }
         }
     }
@@ -110,7 +145,7 @@ impl Seat {
     /// Writes a beat, and asks for the lock again if it was lost. False if another node has the seat.
     async fn beat(&mut self, clock: &Clock) -> Result<bool, OpenError> {
         let time = postcard::to_stdvec(&clock.save()).unwrap_or_default();
-        let beat = [&self.database.node as &(dyn ToSql + Sync), &time];
+        let beat = [&self.shared.database.node as &(dyn ToSql + Sync), &time];
         let is_held = answer(self.link.client.execute(include_str!("beat.sql"), &beat)).await? > 0;
         if is_held && !self.has_lock {
             (self.has_lock, _) = ask(&self.link).await?;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::{oneshot, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -29,13 +29,24 @@ pub(super) struct Shared {
     pub(super) settings_watch: SettingsWatch,
     pub(super) trouble: Mutex<Option<String>>,
     pub(super) lost: CancellationToken,
-    /// Signalled once the writer has the seat.
-    pub(super) is_seated: Notify,
-    /// When the newest beat was sent that the server has confirmed.
+    /// Whether this node has the seat.
+    pub(super) standing: watch::Sender<Standing>,
+    /// When this node last asked for the seat, or wrote a beat, and the server answered.
     pub(super) beat_at: Mutex<Instant>,
 }
 
-/// Without a beat for so long, another node may take over in a moment, so this one begins nothing more.
+/// What a node is to the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It has not asked yet.
+    Unknown,
+    /// Another node has the seat.
+    Beside,
+    Seated,
+}
+
+/// Without an answer for so long, another node may take the seat in a moment, or this one knows no longer what the others do.
+/// It begins nothing more.
 const BEAT_LIMIT: Duration = Duration::from_secs(4);
 
 impl Shared {

@@ -1,9 +1,11 @@
-//! What the writer has in memory: sums over all jobs, and the ledger. Read when it connects; it alone changes them.
+//! What the writer has in memory: sums over all jobs, and the ledger, as of the newest row of the feed that this node knows.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
+
+use serde::{Deserialize, Serialize};
 
 use super::{
     batch::{Batch, Entry},
@@ -26,18 +28,27 @@ const OTHER_MODELS: &str = "other";
 
 #[derive(Clone, Default)]
 pub(super) struct State {
+    /// The newest row of the feed.
+    pub(super) n: i64,
+    pub(super) counts: Counts,
+    pub(super) days: Arc<BTreeMap<Day, ByModel>>,
+}
+
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+pub(super) struct Counts {
     pub(super) ended: EndedCounts,
     /// Ended jobs whose message is still to be sent.
     pub(super) unnotified: usize,
-    pub(super) days: Arc<BTreeMap<Day, ByModel>>,
     pub(super) audit_bytes: i64,
+    /// The number of the next job.
+    pub(super) next_seq: i64,
 }
 
 impl State {
     pub(super) fn totals(&self) -> Totals {
         let newest = self.days.last_key_value();
         let spent = newest.map(|(day, models)| Spent { day: *day, sums: ledger::total(models.values()) });
-        Totals { ended: self.ended, spent: spent.unwrap_or_default() }
+        Totals { ended: self.counts.ended, spent: spent.unwrap_or_default() }
     }
 
     pub(super) fn newest(&self, most: usize) -> Vec<DaySums> {
@@ -47,7 +58,7 @@ impl State {
 
     /// Ended jobs, those whose message is still to be sent included.
     pub(super) fn ended(&self) -> usize {
-        let EndedCounts { succeeded, failed, cancelled } = self.ended;
+        let EndedCounts { succeeded, failed, cancelled } = self.counts.ended;
         succeeded + failed + cancelled
     }
 
@@ -55,19 +66,19 @@ impl State {
     pub(super) fn count(&mut self, entry: &Entry) {
         if let Some((state, is_unnotified)) = entry.before.filter(|(state, _)| state.is_final()) {
             self.counter(state).into_iter().for_each(|count| *count = count.saturating_sub(1));
-            self.unnotified = self.unnotified.saturating_sub(usize::from(is_unnotified));
+            self.counts.unnotified = self.counts.unnotified.saturating_sub(usize::from(is_unnotified));
         }
         if let Some(job) = entry.job.as_ref().filter(|job| job.state.is_final()) {
             self.counter(job.state).into_iter().for_each(|count| *count += 1);
-            self.unnotified += usize::from(entry.is_unnotified());
+            self.counts.unnotified += usize::from(entry.is_unnotified());
         }
     }
 
     fn counter(&mut self, state: JobState) -> Option<&mut usize> {
         match state {
-            JobState::Succeeded => Some(&mut self.ended.succeeded),
-            JobState::Failed { .. } => Some(&mut self.ended.failed),
-            JobState::Cancelled => Some(&mut self.ended.cancelled),
+            JobState::Succeeded => Some(&mut self.counts.ended.succeeded),
+            JobState::Failed { .. } => Some(&mut self.counts.ended.failed),
+            JobState::Cancelled => Some(&mut self.counts.ended.cancelled),
             JobState::Queued { .. } | JobState::Running { .. } => None,
         }
     }

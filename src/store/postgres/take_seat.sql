@@ -1,3 +1,3 @@
 update seat set holder = $1, epoch = epoch + 1, beat_at = clock_timestamp()
 where $2 or holder = $1
-returning epoch, clock
+returning epoch

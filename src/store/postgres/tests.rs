@@ -1,6 +1,7 @@
 //! The store on a real server: the contract, what it refuses, and what a crash and a former holder of the seat can't do.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -8,17 +9,19 @@ use std::{
     time::Duration,
 };
 
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use secrecy::SecretString;
 use tokio::time::timeout;
 
 use self::database::Postgres;
-use super::{Database, OpenError, PostgresStore, Seat};
+use super::{OpenError, PostgresStore, connection::Database};
 use crate::{
     clock::Clock,
+    job::{JobEvent, JobRecord, Owner},
     metrics::Metrics,
     store::{
         Insertion, JobStore, StoreError,
-        contract::{self, Heard, at, job, request, success},
+        contract::{self, Heard, at, job, named, request, success},
     },
 };
 
@@ -29,9 +32,7 @@ mod database;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn open(url: &str) -> Result<PostgresStore, OpenError> {
-    let database = Arc::new(Database::open(&SecretString::from(url)).await?);
-    let seat = Seat::take(&database).await?.expect("the seat is free");
-    PostgresStore::open(seat, Clock::manual(at(0)), Metrics::new()).await
+    PostgresStore::open(&SecretString::from(url), Clock::manual(at(0)), Metrics::new()).await
 }
 
 async fn refusal(url: &str) -> String {
@@ -131,18 +132,101 @@ async fn a_node_that_lost_its_seat_writes_nothing_more() {
     let postgres = Postgres::start();
     let url = postgres.create("jobs");
     let first = open(&url).await.unwrap();
+    assert!(first.seat().is_free().await);
     first.insert(job(0), request(0)).await.unwrap();
-    let other = Arc::new(Database::open(&SecretString::from(url)).await.unwrap());
-    assert!(Seat::take(&other).await.unwrap().is_none(), "one node is active");
+    let second = open(&url).await.unwrap();
+    assert!(!second.seat().is_free().await, "one node has it");
     // As a node that took over while the first one was paused.
     postgres.sql("jobs", "update ceoagent.seat set holder = 'other', epoch = epoch + 1");
     let refused = first.insert(job(1), request(1)).await.unwrap_err();
     assert!(matches!(refused, StoreError::Unavailable { .. }), "{refused}");
     timeout(PATIENCE, first.lost().cancelled()).await.unwrap();
     first.close().await;
-    let seat = timeout(PATIENCE, Seat::wait(&other)).await.unwrap();
-    let second = PostgresStore::open(seat, Clock::manual(at(0)), Metrics::new()).await.unwrap();
+    timeout(PATIENCE, second.seat().taken()).await.unwrap();
     assert_eq!(second.find(job(0).id).await, Ok(Some(job(0))));
     assert_eq!(second.find(job(1).id).await, Ok(None), "nothing was written");
     second.insert(job(1), request(1)).await.unwrap();
+}
+
+/// Changes jobs as clients and workers do, on whichever node, for this many times. Refusals are part of it.
+async fn change_at_random(store: &PostgresStore, seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed);
+    for time in 1..150 {
+        let (n, now) = (random.random_range(0..12), at(time));
+        let id = job(n).id;
+        let outcome = match random.random_range(0..8) {
+            0..3 => store.import(vec![JobRecord::fresh(job(n), request(n))]).await.map(drop),
+            3 => store.claim(id, Owner::ANY, at(time + 9), now).await.map(drop),
+            4 => store.transition(id, success(1, 10), now).await.map(drop),
+            5 => store.transition(id, JobEvent::Cancel { at_risk: None }, now).await.map(drop),
+            6 => store.transition(id, JobEvent::Requeue { run_at: now }, now).await.map(drop),
+            _ => store.remove(vec![id], now).await.map(drop),
+        };
+        assert!(!matches!(outcome, Err(StoreError::Unavailable { .. })), "seed {seed}: {outcome:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nodes_change_at_the_same_time_each_of_them_hears_and_none_of_it_is_lost() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let (first, second) = (open(&url).await.unwrap(), open(&url).await.unwrap());
+    let heard = [Heard::of(&first).await, Heard::of(&second).await];
+    tokio::join!(change_at_random(&first, 1), change_at_random(&second, 2));
+    let third = open(&url).await.unwrap();
+    let read = Heard::of(&third).await;
+    let is_same = || heard.iter().all(|heard| (heard.pending(), heard.totals()) == (read.pending(), read.totals()));
+    let same = async {
+        while !is_same() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let same = timeout(PATIENCE, same).await;
+    assert!(same.is_ok(), "{:#?}", (heard[0].pending(), heard[1].pending(), read.pending()));
+    let mut by_id = BTreeMap::<_, usize>::new();
+    for job in read.pending() {
+        *by_id.entry(job.id).or_default() += 1;
+    }
+    assert!(by_id.values().all(|count| *count == 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idempotency_key_that_comes_to_two_nodes_at_once_stands_for_one_job() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let (first, second) = (open(&url).await.unwrap(), open(&url).await.unwrap());
+    for round in 0..20 {
+        let (n, other) = (2 * round, 2 * round + 1);
+        let name = u8::try_from(round).unwrap();
+        let with_key = |n| named(n, name, 1);
+        let (one, two) =
+            tokio::join!(first.insert(with_key(n), request(n)), second.insert(with_key(other), request(n)));
+        match (one.unwrap(), two.unwrap()) {
+            (Insertion::Accepted, Insertion::Existing(known)) => assert_eq!(known, job(n).id),
+            (Insertion::Existing(known), Insertion::Accepted) => assert_eq!(known, job(other).id),
+            both => panic!("{both:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_misses_a_part_of_the_feed_reads_all_jobs_again() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let (first, second) = (open(&url).await.unwrap(), open(&url).await.unwrap());
+    let heard = Heard::of(&second).await;
+    first.insert(job(0), request(0)).await.unwrap();
+    // As if the rows between had been deleted as old.
+    postgres.sql("jobs", "update ceoagent.feed set n = n + 10; notify ceoagent, '11'");
+    first.insert(job(1), request(1)).await.unwrap_err();
+    let goes_on = async {
+        while first.trouble().is_some() {
+            tokio::task::yield_now().await;
+        }
+        first.insert(job(2), request(2)).await.unwrap();
+        while heard.pending() != [job(0), job(2)] {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, goes_on).await.unwrap();
 }

@@ -1,8 +1,12 @@
-//! The one writer: takes the changes that wait, reads the jobs that they touch, applies them in order, writes all of it and
-//! commits once (group commit). Only then it notifies the feed and answers. Changes of jobs go before new jobs.
+//! The one writer of a node: takes the changes that wait, reads the jobs that they touch, applies them in order, writes all of
+//! it and commits once (group commit). Only then it notifies the feed and answers. Changes of jobs go before new jobs.
 //!
-//! On an error the whole batch fails, its outcome unknown, and the connection with it. The writer connects again, which raises
-//! the epoch: a transaction of the old connection then either has been committed or never will be.
+//! The writers of all nodes take turns: a transaction holds a lock from its start to its end, and begins with what other nodes
+//! have committed since. So each sees all that was committed before, and changes nothing that it has not seen. A commit to
+//! disk takes longer than all else, and the lock costs none: a writer has one transaction under way anyway.
+//!
+//! On an error the whole batch fails, its outcome unknown, and the connection with it. The writer connects again and reads all
+//! pending jobs. What the old connection still commits comes by the feed.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +17,7 @@ use std::{
 
 use futures_util::{poll, try_join};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::{sleep, sleep_until, timeout},
 };
 use tokio_postgres::{Row, Statement, types::ToSql};
@@ -22,9 +26,10 @@ use tracing::{error, info, warn};
 use super::{
     batch::{Batch, Entry, Key, Needs},
     columns::{Columns, LedgerRows},
-    connection::{ANSWER_TIMEOUT, Link, OpenError},
-    shared::{Reset, Shared},
-    state::State,
+    connection::{ANSWER_TIMEOUT, Link, OpenError, answer},
+    feed::{self, MAX_ROWS, News},
+    shared::{Reset, Shared, Standing},
+    state::{Counts, State},
 };
 use crate::{
     clock::{SavedTime, Timestamp},
@@ -48,6 +53,9 @@ const CONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration
 /// Longest wait for the end of a transaction that failed.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The advisory lock that a transaction which writes holds to its end.
+const WRITE_LOCK: i64 = i64::from_be_bytes(*b"ceoagen3");
+
 /// Idempotency keys that a batch forgets.
 pub(super) const FORGOTTEN_KEYS: i64 = 1_024;
 
@@ -59,8 +67,13 @@ pub(super) type Run = Box<dyn FnOnce(&mut Batch) -> Answer + Send + Sync>;
 
 /// A change on its way to the writer.
 pub(super) enum Command {
-    Change { needs: Needs, run: Run },
+    Change {
+        needs: Needs,
+        run: Run,
+    },
     Reset(Reset),
+    /// The node holds the seat's lock: from now on it writes only as long as no other takes the seat.
+    TakeSeat(oneshot::Sender<()>),
 }
 
 /// The two lanes of commands.
@@ -100,9 +113,9 @@ macro_rules! statements {
 }
 
 statements! {
-    check_seat load_jobs load_requests load_last_attempts load_keys save_jobs save_requests save_attempts drop_attempts
+    lock catch_up take_seat check_seat load_jobs load_requests load_last_attempts load_keys save_jobs save_requests save_attempts drop_attempts
     trim_attempts save_deliveries save_keys delete_keys delete_jobs save_ledger delete_days save_settings delete_settings
-    append_audit trim_audit
+    append_audit trim_audit save_feed
 }
 
 pub(super) struct Writer {
@@ -110,8 +123,8 @@ pub(super) struct Writer {
     lanes: Lanes,
     link: Link,
     statements: Statements,
-    epoch: i64,
-    next_seq: i64,
+    /// Once this node has the seat.
+    epoch: Option<i64>,
     /// Taken from the lanes and not yet part of a batch.
     next: Option<Command>,
 }
@@ -119,10 +132,12 @@ pub(super) struct Writer {
 type Sql<'a> = &'a (dyn ToSql + Sync);
 
 impl Writer {
-    /// Takes the seat in the table; the caller holds the lock.
     pub(super) async fn open(shared: Arc<Shared>, lanes: Lanes) -> Result<Writer, OpenError> {
-        let (link, statements, epoch, next_seq) = connect(&shared, true).await?;
-        Ok(Writer { shared, lanes, link, statements, epoch, next_seq, next: None })
+        let (link, statements) = connect(&shared).await?;
+        let time = link.client.query_one(include_str!("saved_time.sql"), &[]).await?;
+        let time = time.try_get::<_, Option<&[u8]>>(0)?.and_then(|time| postcard::from_bytes::<SavedTime>(time).ok());
+        shared.clock.resume(time.as_ref());
+        Ok(Writer { shared, lanes, link, statements, epoch: None, next: None })
     }
 
     pub(super) async fn run(mut self) {
@@ -141,12 +156,17 @@ impl Writer {
                         }
                         continue;
                     }
-                    command = self.lanes.next() => command,
+                    Ok(()) = self.link.newest.changed() => None,
+                    command = self.lanes.next() => match command {
+                        None => return,
+                        command => command,
+                    },
                 },
             };
             let result = match command {
-                None => return,
+                None => self.catch_up().await,
                 Some(Command::Reset(reset)) => self.reset(reset).await,
+                Some(Command::TakeSeat(reply)) => self.take_seat(true).await.map(|()| _ = reply.send(())),
                 Some(first) => self.commit(first).await,
             };
             match result {
@@ -160,8 +180,8 @@ impl Writer {
                 }
             }
         }
-        error!("another node has become the active one; this process has to end");
-        self.shared.set_trouble(Some("another node has become the active one".to_owned()));
+        error!("another node has taken the seat; this process has to end");
+        self.shared.set_trouble(Some("another node has taken the seat".to_owned()));
         lost.cancel();
     }
 
@@ -176,28 +196,38 @@ impl Writer {
     async fn reconnect(&mut self) -> bool {
         let mut pause = CONNECT_PAUSE.0;
         self.next = None;
-        // A transaction that is still open would keep the seat's row from the new connection.
+        // A transaction that is still open would keep all nodes from writing.
         let _ = timeout(ROLLBACK_TIMEOUT, self.link.client.batch_execute("rollback")).await;
         loop {
             let shared = Arc::clone(&self.shared);
             let connecting = async {
-                let connection = connect(&shared, false).await?;
-                warm(&shared, &connection.0).await?;
+                let connection = connect(&shared).await?;
+                read_all(&shared, &connection.0).await?;
                 Ok(connection)
             };
-            match self.failing_commands(connecting).await {
+            let mut connected = match self.failing_commands(connecting).await {
                 None => return false,
-                Some(Ok((link, statements, epoch, next_seq))) => {
-                    (self.link, self.statements, self.epoch) = (link, statements, epoch);
-                    self.next_seq = self.next_seq.max(next_seq);
+                Some(Ok(connection)) => {
+                    (self.link, self.statements) = connection;
+                    Ok(())
+                }
+                Some(Err(error)) => Err(error),
+            };
+            if connected.is_ok() && self.epoch.is_some() {
+                // Raises the epoch: a transaction of the old connection has been committed, or never will be.
+                connected = self.take_seat(false).await;
+            }
+            match connected {
+                Ok(()) => {
+                    self.shared.set_trouble(None);
                     info!("the job store works again");
                     return true;
                 }
-                Some(Err(OpenError::SeatLost)) => {
+                Err(OpenError::SeatLost) => {
                     self.shared.lost.cancel();
                     return true;
                 }
-                Some(Err(error)) => {
+                Err(error) => {
                     warn!(%error, "failed to connect to the database; trying again");
                     self.shared.set_trouble(Some(error.to_string()));
                 }
@@ -207,6 +237,28 @@ impl Writer {
             }
             pause = (pause * 2).min(CONNECT_PAUSE.1);
         }
+    }
+
+    /// Raises the epoch, between two transactions of other nodes, and reads what they have committed.
+    async fn take_seat(&mut self, is_first: bool) -> Result<(), OpenError> {
+        let Writer { shared, link: Link { client, .. }, statements, .. } = self;
+        let n = shared.state.read().n;
+        let (lock, news, holder): ([Sql<'_>; 1], [Sql<'_>; 2], [Sql<'_>; 2]) =
+            ([&WRITE_LOCK], [&n, &MAX_ROWS], [&shared.database.node, &is_first]);
+        let (_, _, news, seat, _) = answer(async {
+            try_join!(
+                client.batch_execute("begin isolation level read committed"),
+                client.execute(&statements.lock, &lock),
+                client.query(&statements.catch_up, &news),
+                client.query_opt(&statements.take_seat, &holder),
+                client.batch_execute("commit"),
+            )
+        })
+        .await?;
+        self.epoch = Some(seat.ok_or(OpenError::SeatLost)?.try_get(0)?);
+        self.apply(&news)?;
+        self.shared.standing.send_replace(Standing::Seated);
+        Ok(())
     }
 
     /// Waits for `work`. Whatever is asked meanwhile fails. `None` if the store was closed.
@@ -222,7 +274,8 @@ impl Writer {
 
     async fn reset(&mut self, reset: Reset) -> Result<(), OpenError> {
         *self.shared.feed.lock() = Some(reset.feed);
-        warm(&self.shared, &self.link).await?;
+        read_all(&self.shared, &self.link).await?;
+        self.shared.set_trouble(None);
         let _ = reset.reply.send(Ok(()));
         Ok(())
     }
@@ -237,8 +290,8 @@ impl Writer {
                     needs.add(&mut more);
                     runs.push(run);
                 }
-                reset @ Command::Reset(_) => {
-                    self.next = Some(reset);
+                other => {
+                    self.next = Some(other);
                     break;
                 }
             }
@@ -269,35 +322,38 @@ impl Writer {
             () = sleep_until(deadline) => return Err(late()),
         };
         if !batch.is_empty() {
-            self.next_seq = batch.next_seq;
             self.publish(&batch, state, started);
         }
         answers.into_iter().for_each(|answer| answer());
         Ok(())
     }
 
-    /// Begins the transaction, checks the seat and reads what the changes need. No row is locked but the seat's: only its
-    /// holder writes.
+    /// Begins the transaction once no other node has one, checks the seat, and reads what the changes need. No row is locked
+    /// but the seat's.
     async fn load(&self, needs: &Needs) -> Result<Batch, OpenError> {
         let (client, statements) = (&self.link.client, &self.statements);
-        let rows = async |statement: &Statement, ids: Sql<'_>, is_empty: bool| {
-            if is_empty { Ok(Vec::new()) } else { client.query(statement, &[ids]).await }
+        let rows = async |statement: &Statement, values: Vec<Sql<'_>>, is_empty: bool| {
+            if is_empty { Ok(Vec::new()) } else { client.query(statement, &values).await }
         };
-        let epoch: [Sql<'_>; 1] = [&self.epoch];
-        let (_, seat, jobs, requests, attempts, keys) = try_join!(
-            // Whatever the role's default is: under another level, each beat would fail a transaction.
+        let (n, lock): (i64, [Sql<'_>; 1]) = (self.shared.state.read().n, [&WRITE_LOCK]);
+        let (_, _, news, seat, jobs, requests, attempts, keys) = try_join!(
+            // Each statement has to see what was committed before it, whatever the role's default is.
             client.batch_execute("begin isolation level read committed"),
-            client.query_opt(&statements.check_seat, &epoch),
-            rows(&statements.load_jobs, &needs.jobs, needs.jobs.is_empty()),
-            rows(&statements.load_requests, &needs.requests, needs.requests.is_empty()),
-            rows(&statements.load_last_attempts, &needs.last_attempts, needs.last_attempts.is_empty()),
-            rows(&statements.load_keys, &needs.keys, needs.keys.is_empty()),
+            client.execute(&statements.lock, &lock),
+            rows(&statements.catch_up, vec![&n, &MAX_ROWS], false),
+            rows(&statements.check_seat, vec![&self.epoch], self.epoch.is_none()),
+            rows(&statements.load_jobs, vec![&needs.jobs], needs.jobs.is_empty()),
+            rows(&statements.load_requests, vec![&needs.requests], needs.requests.is_empty()),
+            rows(&statements.load_last_attempts, vec![&needs.last_attempts], needs.last_attempts.is_empty()),
+            rows(&statements.load_keys, vec![&needs.keys], needs.keys.is_empty()),
         )?;
-        if seat.is_none() {
+        if self.epoch.is_some() && seat.is_empty() {
             return Err(OpenError::SeatLost);
         }
+        self.apply(&news)?;
         let skipped = self.shared.clock.skipped(IdempotencyKey::WINDOW);
-        let mut batch = Batch { next_seq: self.next_seq, skipped, ..Batch::default() };
+        let next_seq = self.shared.state.read().counts.next_seq;
+        let mut batch = Batch { next_seq, skipped, ..Batch::default() };
         for row in jobs {
             let (id, entry) = entry(&row)?;
             batch.entries.insert(id, entry);
@@ -323,29 +379,59 @@ impl Writer {
         Ok(batch)
     }
 
+    /// Reads what other nodes have committed.
+    async fn catch_up(&mut self) -> Result<(), OpenError> {
+        let newest = *self.link.newest.borrow_and_update();
+        let n = self.shared.state.read().n;
+        // Else it is a commit of this node, or one that it has read under the lock.
+        if n < newest {
+            let rows = answer(self.link.client.query(&self.statements.catch_up, &[&n, &MAX_ROWS])).await?;
+            self.apply(&rows)?;
+        }
+        Ok(())
+    }
+
+    /// Makes changes of other nodes visible and notifies the feed.
+    fn apply(&self, rows: &[Row]) -> Result<(), OpenError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut state = self.shared.state.read().clone();
+        let News { jobs, settings } = feed::apply(rows, &mut state)?;
+        let totals = state.totals();
+        *self.shared.state.write() = state;
+        settings.iter().for_each(|name| self.shared.settings_watch.changed(name));
+        let feed = self.shared.feed.lock().clone();
+        feed.inspect(|feed| feed.changed(&jobs, totals));
+        Ok(())
+    }
+
     /// Writes the batch and commits. Returns the state of the store after it.
     async fn save(&self, batch: &Batch) -> Result<State, OpenError> {
         let mut state = self.shared.state.read().clone();
         let client = &self.link.client;
         for (id, entry, oldest) in &batch.audit {
-            let surplus = state.audit_bytes - i64::try_from(MAX_AUDIT_BYTES).unwrap_or(i64::MAX);
+            let surplus = state.counts.audit_bytes - i64::try_from(MAX_AUDIT_BYTES).unwrap_or(i64::MAX);
             let written = client.query_one(&self.statements.append_audit, &[id, &entry.as_bytes()]).await?;
             let written = i64::from(written.try_get::<_, i32>(0)?);
             let trimmed = client.query_one(&self.statements.trim_audit, &[id, oldest, &(surplus + written)]).await?;
-            state.audit_bytes += written - trimmed.try_get::<_, i64>(0)?;
+            state.counts.audit_bytes += written - trimmed.try_get::<_, i64>(0)?;
         }
         let ledger = state.add_costs(batch);
         for entry in batch.entries.values().filter(|entry| entry.is_changed) {
             state.count(entry);
         }
+        state.n += 1;
+        state.counts.next_seq = batch.next_seq;
         let jobs = Columns::of(batch).map_err(OpenError::Unreadable)?;
+        let body = feed::encode(batch, &state, &ledger).map_err(OpenError::Unreadable)?;
         let commit = async {
             let syncing = Instant::now();
             client.batch_execute("commit").await?;
             self.shared.metrics.store_sync_seconds.observe(syncing.elapsed().as_secs_f64());
             Ok(())
         };
-        self.write(batch, &jobs, &ledger, &state, commit).await?;
+        self.write(batch, &jobs, &ledger, (&state, &body), commit).await?;
         state.forget_days();
         Ok(state)
     }
@@ -356,7 +442,7 @@ impl Writer {
         batch: &Batch,
         jobs: &Columns,
         ledger: &LedgerRows,
-        state: &State,
+        (state, body): (&State, &Vec<u8>),
         commit: impl Future<Output = Result<(), tokio_postgres::Error>>,
     ) -> Result<(), OpenError> {
         let (client, of) = (&self.link.client, &self.statements);
@@ -377,7 +463,7 @@ impl Writer {
         let Columns { delivery_seqs, delivery_callers, hosts, next, failing, deliveries, removed, .. } = jobs;
         let Columns { keys, key_bodies, key_jobs, key_ends, .. } = jobs;
         let LedgerRows { days, models, sums } = ledger;
-        let all: [(&Statement, &[Sql<'_>], bool); 13] = [
+        let all: [(&Statement, &[Sql<'_>], bool); 14] = [
             (
                 &of.save_jobs,
                 &[seqs, ids, records, statuses, callers, questions, created, finished, unnotified],
@@ -399,6 +485,7 @@ impl Writer {
             (&of.delete_days, &[&oldest_day], days.is_empty()),
             (&of.save_settings, &[&names, &values], names.is_empty()),
             (&of.delete_settings, &[&unset], unset.is_empty()),
+            (&of.save_feed, &[&state.n, body], false),
         ];
         let mut sent = Vec::with_capacity(all.len());
         for (statement, values, is_empty) in all {
@@ -439,60 +526,45 @@ impl Writer {
     }
 }
 
-/// A connection for the writer, its statements, the epoch that it wrote, and the first free number.
-async fn connect(shared: &Shared, is_first: bool) -> Result<(Link, Statements, i64, i64), OpenError> {
+/// A connection for the writer, and its statements.
+async fn connect(shared: &Shared) -> Result<(Link, Statements), OpenError> {
     let link = shared.database.connect().await?;
-    let opening = async {
-        let seat = link.client.query_opt(include_str!("take_seat.sql"), &[&shared.database.node, &is_first]).await?;
-        let seat = seat.ok_or(OpenError::SeatLost)?;
-        shared.is_seated.notify_one();
-        if is_first {
-            let time =
-                seat.try_get::<_, Option<&[u8]>>(1)?.and_then(|time| postcard::from_bytes::<SavedTime>(time).ok());
-            shared.clock.resume(time.as_ref());
-        }
-        let statements = Statements::prepare(&link).await?;
-        let next_seq = load_state(shared, &link).await?;
-        Ok::<_, OpenError>((statements, seat.try_get(0)?, next_seq))
-    };
-    let (statements, epoch, next_seq) = opening.await?;
-    Ok((link, statements, epoch, next_seq))
+    // Before it reads the state of the store: it hears of every change after that.
+    answer(link.client.batch_execute("listen ceoagent")).await?;
+    let statements = answer(Statements::prepare(&link)).await?;
+    Ok((link, statements))
 }
 
-/// Reads the sums over all jobs, and the ledger. Returns the first free number.
-async fn load_state(shared: &Shared, link: &Link) -> Result<i64, OpenError> {
+/// Reads the sums over all jobs, the ledger and, if there is a feed, all pending jobs for it, as of one moment.
+async fn read_all(shared: &Shared, link: &Link) -> Result<(), OpenError> {
+    let client = &link.client;
     // Millions of jobs take their time; a dead connection ends it too.
-    link.client.batch_execute("set statement_timeout to 0").await?;
-    let totals = link.client.query_one(include_str!("totals.sql"), &[]).await?;
+    client.batch_execute("begin isolation level repeatable read read only; set local statement_timeout to 0").await?;
+    let n = client.query_one(include_str!("newest_feed.sql"), &[]).await?.try_get(0)?;
+    let totals = client.query_one(include_str!("totals.sql"), &[]).await?;
     let count = |column| Ok::<_, OpenError>(usize::try_from(totals.try_get::<_, i64>(column)?).unwrap_or(0));
     let ended = EndedCounts { succeeded: count(0)?, failed: count(1)?, cancelled: count(2)? };
     let mut days = BTreeMap::<Day, ByModel>::new();
-    for row in link.client.query(include_str!("ledger.sql"), &[]).await? {
+    for row in client.query(include_str!("ledger.sql"), &[]).await? {
         let day = Day::from_number(u32::try_from(row.try_get::<_, i64>(0)?).unwrap_or(u32::MAX));
         let sums = postcard::from_bytes(row.try_get(2)?).map_err(|error| OpenError::Unreadable(error.to_string()))?;
         days.entry(day).or_default().insert(row.try_get(1)?, sums);
     }
-    let state = State { ended, unnotified: count(3)?, days: Arc::new(days), audit_bytes: totals.try_get(5)? };
+    let next_seq = totals.try_get::<_, i64>(4)?.max(shared.state.read().counts.next_seq);
+    let counts = Counts { ended, unnotified: count(3)?, audit_bytes: totals.try_get(5)?, next_seq };
+    let state = State { n, counts, days: Arc::new(days) };
+    let totals = state.totals();
     *shared.state.write() = state;
-    link.client.batch_execute("set statement_timeout to '10s'").await?;
-    Ok(totals.try_get(4)?)
-}
-
-/// Resets the feed with all pending jobs, announces that any setting may have changed, and ends the trouble.
-async fn warm(shared: &Shared, link: &Link) -> Result<(), OpenError> {
     let feed = shared.feed.lock().clone();
     if let Some(feed) = feed {
-        link.client.batch_execute("set statement_timeout to 0").await?;
-        let rows = link.client.query(include_str!("pending.sql"), &[]).await?;
-        link.client.batch_execute("set statement_timeout to '10s'").await?;
+        let rows = client.query(include_str!("pending.sql"), &[]).await?;
         let jobs =
             rows.iter().map(|row| record::decode(row.try_get(0).map_err(|error| error.to_string())?).map(Arc::new));
         let jobs = jobs.collect::<Result<Vec<_>, String>>().map_err(OpenError::Unreadable)?;
-        feed.reset(jobs, shared.state.read().totals());
+        feed.reset(jobs, totals);
     }
-    shared.set_trouble(None);
     shared.settings_watch.any_changed();
-    Ok(())
+    Ok(client.batch_execute("commit").await?)
 }
 
 fn entry(row: &Row) -> Result<(JobId, Entry), OpenError> {

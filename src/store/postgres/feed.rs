@@ -1,0 +1,76 @@
+//! The feed among nodes: each transaction adds a row that says what it changed. Rows are numbered in the order of the commits,
+//! without gaps, because all writers hold one lock from the start of a transaction to its end. So a node that has row `n` and
+//! all before it knows the state of the store as of that commit.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::Row;
+
+use super::{
+    batch::Batch,
+    columns::LedgerRows,
+    connection::OpenError,
+    state::{Counts, State},
+};
+use crate::{job::Job, ledger::Day, store::record};
+
+/// Most rows that a node reads at a time. One that is further behind reads all pending jobs instead.
+pub(super) const MAX_ROWS: i64 = 4_096;
+
+/// What a transaction changed, and the sums after it.
+#[derive(Serialize, Deserialize)]
+struct Body {
+    /// Records of the changed jobs, in order.
+    jobs: Vec<Vec<u8>>,
+    counts: Counts,
+    /// Changed rows of the ledger: day, model, and its sums by postcard.
+    ledger: Vec<(u32, String, Vec<u8>)>,
+    /// Names of the settings that it changed.
+    settings: Vec<String>,
+}
+
+/// The row for a batch, with the state after it.
+pub(super) fn encode(batch: &Batch, state: &State, ledger: &LedgerRows) -> Result<Vec<u8>, String> {
+    let jobs = batch.changes.iter().map(|job| record::encode(job)).collect::<Result<_, _>>()?;
+    let rows = ledger.days.iter().zip(&ledger.models).zip(&ledger.sums);
+    let ledger =
+        rows.map(|((day, model), sums)| (u32::try_from(*day).unwrap_or(u32::MAX), model.clone(), sums.clone()));
+    let settings = batch.settings.keys().cloned().collect();
+    let body = Body { jobs, counts: state.counts, ledger: ledger.collect(), settings };
+    postcard::to_stdvec(&body).map_err(|error| error.to_string())
+}
+
+/// What other nodes changed.
+#[derive(Default)]
+pub(super) struct News {
+    pub(super) jobs: Vec<Arc<Job>>,
+    pub(super) settings: Vec<String>,
+}
+
+/// Brings the state up to these rows of the feed.
+///
+/// # Errors
+/// [`OpenError::Behind`] if some rows before them are missing.
+pub(super) fn apply(rows: &[Row], state: &mut State) -> Result<News, OpenError> {
+    let unreadable = |error: postcard::Error| OpenError::Unreadable(error.to_string());
+    let mut news = News::default();
+    for row in rows {
+        let n: i64 = row.try_get(0)?;
+        if n != state.n + 1 || i64::try_from(rows.len()).is_ok_and(|rows| rows == MAX_ROWS) {
+            return Err(OpenError::Behind);
+        }
+        let body: Body = postcard::from_bytes(row.try_get(1)?).map_err(unreadable)?;
+        for job in &body.jobs {
+            news.jobs.push(Arc::new(record::decode(job).map_err(OpenError::Unreadable)?));
+        }
+        for (day, model, sums) in body.ledger {
+            let sums = postcard::from_bytes(&sums).map_err(unreadable)?;
+            Arc::make_mut(&mut state.days).entry(Day::from_number(day)).or_default().insert(model, sums);
+        }
+        state.forget_days();
+        (state.n, state.counts) = (n, body.counts);
+        news.settings.extend(body.settings);
+    }
+    Ok(news)
+}

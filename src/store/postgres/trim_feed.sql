@@ -1,0 +1,1 @@
+delete from feed where n <= $1 and n < (select max(n) from feed)
