@@ -57,7 +57,12 @@ fn too_many(wait: Duration) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use async_trait::async_trait;
+
     use super::*;
+    use crate::queue::Taken;
 
     #[tokio::test]
     async fn wrong_credentials_of_an_address_are_limited() {
@@ -67,5 +72,30 @@ mod tests {
         }
         assert!(failures.count(here).await.is_err());
         assert!(failures.count("192.0.2.2".parse().unwrap()).await.is_ok());
+    }
+    /// Counts three for all nodes.
+    #[derive(Default)]
+    struct Three(AtomicU32);
+
+    #[async_trait]
+    impl SharedRates for Three {
+        async fn take(&self, what: &str, who: &[u8], count: i64, _: NonZeroU32) -> Option<Taken> {
+            assert_eq!(
+                (what, who, count),
+                ("failures", &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, 1][..], 1)
+            );
+            let is_granted = self.0.fetch_add(1, Ordering::Relaxed) < 3;
+            Some(Taken { is_granted, full_in: Duration::from_secs(60) })
+        }
+    }
+
+    #[tokio::test]
+    async fn nodes_that_share_counts_limit_an_address_together() {
+        let (shared, here) = (Arc::new(Three::default()), "192.0.2.1".parse().unwrap());
+        let nodes = [Failures::new(Some(Arc::clone(&shared) as _)), Failures::new(Some(shared))];
+        for node in [0, 1, 0] {
+            assert!(nodes[node].count(here).await.is_ok());
+        }
+        assert!(nodes[0].count(here).await.is_err() && nodes[1].count(here).await.is_err());
     }
 }

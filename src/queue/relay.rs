@@ -93,7 +93,7 @@ impl Relay {
         let over = sent.keys().filter(|attempt| !current.contains(*attempt));
         let over: Vec<(JobId, u32)> = over.take(MAX_REMOVED).copied().collect();
         if !over.is_empty() && (self.texts.remove(&over).await.is_some() || over.len() == MAX_REMOVED) {
-            over.iter().for_each(|attempt| drop(sent.remove(attempt)));
+            sent.retain(|attempt, _| !over.contains(attempt));
         }
         let new = drafts.iter().filter_map(|(id, draft)| {
             let at = sent.get(&(*id, draft.attempt)).copied().unwrap_or_default();
@@ -103,7 +103,9 @@ impl Relay {
         let (pieces, drafts): (Vec<TextPiece>, Vec<&Arc<Draft>>) = new.unzip();
         for (pieces, drafts) in pieces.chunks(MAX_PIECES).zip(drafts.chunks(MAX_PIECES)) {
             // What fails may have been written all the same, and has to be removed.
-            pieces.iter().for_each(|piece| drop(sent.entry(piece.place.attempt()).or_default()));
+            for piece in pieces {
+                sent.entry(piece.place.attempt()).or_default();
+            }
             let Some(there) = self.texts.send(pieces).await else { return };
             for ((piece, draft), there) in pieces.iter().zip(drafts).zip(there) {
                 // A longer text is not this one.
