@@ -12,6 +12,7 @@
 //! - `model_check`: whether the models exist
 //! - `parts`: each part's configuration, and the constants that are not settings
 //! - `secrets`: the data folder and the secrets that are generated
+//! - `transfer`: offline exports, imports and moves
 //! - `upkeep`: the schema is compiled ahead, old prices are noted
 
 mod door;
@@ -21,6 +22,7 @@ mod machine;
 mod model_check;
 mod parts;
 mod secrets;
+pub mod transfer;
 mod upkeep;
 
 use std::{
@@ -61,9 +63,10 @@ use crate::{
     prompts::Prompts,
     queue::{Operations, Queue},
     redis::Redis,
-    registry::Registry,
+    registry::{Registry, Unavailable},
     store::{
         Store,
+        archive::{self, Writer},
         postgres::{PostgresStore, Seat},
         sled::{
             SledStore,
@@ -125,6 +128,10 @@ impl App {
         let metrics = Metrics::new();
         let redis = parts::redis(settings, &metrics).await?;
         let (store, seat, claude) = open(settings, access, &clock, &metrics).await?;
+        if let Some(origin) = archive::marked(&*store).await.map_err(Unavailable::from)? {
+            store.close().await;
+            return Err(StartError::HalfMoved { origin });
+        }
         let (admin_token, is_new) = secrets::admin_token(settings)?;
         let agent = parts::agent(settings, claude, prompts.clone());
         let spending = Spending::default();
@@ -274,9 +281,9 @@ impl App {
     }
 }
 
-/// Writes what can be read of the jobs in the data folder to `out`, a JSON line each. Needs no service, changes nothing.
-pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, SalvageError> {
-    salvage::export(&parts::store_folder(settings), out)
+/// Writes what can be read of the jobs in the data folder. Needs no service, changes nothing.
+pub fn salvage<W: Write>(settings: &Settings, out: &mut Writer<W>) -> Result<Summary, SalvageError> {
+    salvage::export(&parts::store_folder(&settings.data_dir), out)
 }
 
 /// Opens the store and makes the client for Claude, at the same time, as both block: on the disk, and on hundreds of
@@ -297,7 +304,7 @@ async fn open(
         let seat = store.seat();
         return Ok((Arc::new(store), Some(seat), client.await??));
     }
-    let config = parts::store(settings);
+    let config = parts::store(&settings.data_dir, !settings.cache_ttl.is_zero());
     let store = task::spawn_blocking(move || SledStore::open(config, clock, metrics)).await??;
     Ok((Arc::new(store), None, client.await??))
 }
@@ -329,6 +336,7 @@ fn api(
         queue: queue.clone(),
         operations: queue.operations(),
         ledger: Arc::clone(store) as _,
+        store: Arc::clone(store),
         audit: Arc::clone(audit),
         limits: worker.limits.clone(),
         models: worker.agent.planner.models.clone(),

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Each layer, topmost first, and what it may import besides itself and the leaves.
 const LAYERS: [(&str, &str); 24] = [
     ("main", "cli"),
-    ("cli", "app http::openapi analysis claude::simulator job"),
+    ("cli", "app http::openapi analysis claude::simulator store::archive job"),
     (
         "app",
         "http auth dashboard dispatch worker sweeper webhook redis agent queue audit history registry store store::sled store::postgres limits prompts claude analysis ledger job",

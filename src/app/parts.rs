@@ -107,16 +107,17 @@ pub fn is_in_use(data_dir: &Path) -> bool {
     file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
-pub(super) fn store_folder(settings: &Settings) -> PathBuf {
-    settings.data_dir.join(STORE_FOLDER)
+/// Whether there is a store in this data folder.
+pub(super) fn has_store(data_dir: &Path) -> bool {
+    data_dir.join(STORE_FOLDER).join(STORE_FILE).exists()
 }
 
-pub(super) fn store(settings: &Settings) -> SledConfig {
-    SledConfig {
-        path: store_folder(settings),
-        cache_bytes: machine::store_cache_bytes(),
-        keep_answers: !settings.cache_ttl.is_zero(),
-    }
+pub(super) fn store_folder(data_dir: &Path) -> PathBuf {
+    data_dir.join(STORE_FOLDER)
+}
+
+pub(super) fn store(data_dir: &Path, keep_answers: bool) -> SledConfig {
+    SledConfig { path: store_folder(data_dir), cache_bytes: machine::store_cache_bytes(), keep_answers }
 }
 
 pub(super) fn client(settings: &Settings, access: GatewayAccess) -> ClientConfig {
@@ -228,7 +229,7 @@ pub(super) fn policy(
 /// The watch of the data folder's disk. A database watches its own.
 pub(super) fn disk_watch(settings: &Settings, tuning: Tuning, metrics: &Metrics) -> Option<DiskWatch> {
     let is_own = settings.database_url.is_none();
-    is_own.then(|| DiskWatch::new(store_folder(settings), STORE_FILE, tuning.has_disk_floor, metrics.clone()))
+    is_own.then(|| DiskWatch::new(store_folder(&settings.data_dir), STORE_FILE, tuning.has_disk_floor, metrics.clone()))
 }
 
 pub(super) fn tokens(settings: &Settings) -> Result<Option<Tokens>, JwtError> {

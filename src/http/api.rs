@@ -27,7 +27,7 @@ use crate::{
     metrics::Metrics,
     prompts::Prompts,
     queue::{Allowance, Hold, Kind, Operations, Outlook, Queue, Quota, WaitingFor},
-    store::Ledger,
+    store::{Ledger, Store},
     webhook::Webhooks,
 };
 
@@ -38,6 +38,8 @@ pub struct Api {
     pub queue: Queue,
     pub operations: Operations,
     pub ledger: Arc<dyn Ledger>,
+    /// For exports alone.
+    pub store: Arc<dyn Store>,
     pub audit: Arc<AuditLog>,
     pub limits: Limits,
     pub prompts: Prompts,

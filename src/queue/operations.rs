@@ -14,7 +14,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     history::History,
-    job::{Job, JobId, JobRecord, StatusCounts, caller},
+    job::{IdempotencyKey, Job, JobId, JobRecord, StatusCounts, caller},
     ledger::{Day, Sums},
     store::Insertion,
 };
@@ -48,22 +48,30 @@ impl Operations {
         }
     }
 
-    /// Takes over jobs of another service, those whose id is not here yet, as they were there. An attempt that was under
-    /// way there is of unknown outcome here, as after a crash. Tells how many were new.
+    /// Takes over jobs of another service, those whose id is not here yet, as they were there, and idempotency keys whose jobs
+    /// were deleted there. An attempt that was under way there is of unknown outcome here, as after a crash. A webhook that is
+    /// due there is sent from there, and not from here. Returns how many jobs were new.
     ///
     /// # Errors
     /// [`QueueError::Refused`] with none taken over, [`QueueError::Closing`], [`QueueError::Unavailable`].
-    pub async fn import(&self, mut records: Vec<JobRecord>) -> Result<usize, QueueError> {
+    pub async fn import(
+        &self,
+        mut records: Vec<JobRecord>,
+        mut keys: Vec<(IdempotencyKey, JobId)>,
+    ) -> Result<usize, QueueError> {
         if self.0.closing.is_cancelled() {
             return Err(QueueError::Closing);
         }
         let now = self.0.now();
-        for record in &mut records {
-            record.job.arrive(now);
-            if let Some(key) = &mut record.job.idempotency {
-                key.expires_at = key.expires_at.min(now.plus(self.0.policy.idempotency_window));
+        let last_end = now.plus(self.0.policy.idempotency_window);
+        for JobRecord { job, delivery, .. } in &mut records {
+            job.arrive(now);
+            if let Some(key) = &mut job.idempotency {
+                key.expires_at = key.expires_at.min(last_end);
             }
+            delivery.take_if(|delivery| delivery.next_at().is_some());
         }
+        keys.iter_mut().for_each(|(key, _)| key.expires_at = key.expires_at.min(last_end));
         let mut new: Vec<&Job> = Vec::new();
         for JobRecord { job, .. } in &records {
             new.extend(self.0.store.find(job.id).await?.is_none().then_some(job));
@@ -71,6 +79,9 @@ impl Operations {
         // An operator brings them, whosever they are.
         let arrivals = self.0.admit((caller::operator(), None), &new).await?;
         let store = Arc::clone(&self.0.store);
+        if !keys.is_empty() {
+            self.0.store.add_keys(keys).await?;
+        }
         let insertions = store_admitted(arrivals, async move { store.import(records).await }).await?;
         self.0.due.notify_one();
         Ok(insertions.iter().filter(|insertion| **insertion == Insertion::Accepted).count())

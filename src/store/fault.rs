@@ -264,6 +264,18 @@ impl<S: Store> JobStore for FaultStore<S> {
         self.read(self.inner.is_key_known(key, now)).await
     }
 
+    async fn orphaned_keys(
+        &self,
+        after: Option<[u8; 16]>,
+        most: usize,
+    ) -> Result<Vec<(IdempotencyKey, JobId)>, StoreError> {
+        self.read(self.inner.orphaned_keys(after, most)).await
+    }
+
+    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<(), StoreError> {
+        self.call(Call::Put, self.inner.add_keys(keys)).await
+    }
+
     async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<(), StoreError> {
         let _ = self.ears.feed.set(feed);
         self.inner.subscribe(Arc::clone(&self.ears) as Arc<dyn Feed>).await

@@ -134,6 +134,18 @@ impl PostgresStore {
         Seat(self.shared.standing.subscribe())
     }
 
+    /// Whether this node has the seat, and no other one is connected to the database.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn is_alone(&self) -> Result<bool, StoreError> {
+        if !self.seat().is_free().await {
+            return Ok(false);
+        }
+        let rows = self.read(include_str!("postgres/other_nodes.sql"), &[&self.shared.database.node]).await?;
+        rows.first().map_or(Ok(false), |row| row.try_get(0).map(|others: bool| !others).map_err(broken))
+    }
+
     fn closed(&self) -> StoreError {
         let reason = self.shared.trouble.lock().clone();
         let reason =
@@ -309,6 +321,26 @@ impl JobStore for PostgresStore {
         let now = self.key_time(now).as_millis();
         let rows = self.read(include_str!("postgres/is_key_known.sql"), &[&key.key.to_vec(), &now]).await?;
         rows.first().map_or(Ok(false), |row| row.try_get(0).map_err(broken))
+    }
+
+    async fn orphaned_keys(
+        &self,
+        after: Option<[u8; 16]>,
+        most: usize,
+    ) -> Result<Vec<(IdempotencyKey, JobId)>, StoreError> {
+        let (after, most) = (after.map(Vec::from).unwrap_or_default(), i64::try_from(most).unwrap_or(i64::MAX));
+        let rows = self.read(include_str!("postgres/orphaned_keys.sql"), &[&after, &most]).await?;
+        rows.iter().map(|row| listing::key(row).map_err(broken)).collect()
+    }
+
+    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<(), StoreError> {
+        let names = keys.iter().map(|(key, _)| key.key.to_vec()).collect();
+        let needs = Needs { keys: names, count: keys.len(), ..Needs::default() };
+        self.change(needs, move |batch| {
+            keys.iter().for_each(|(key, job)| batch.add_key(key, *job));
+            Ok(())
+        })
+        .await
     }
 
     async fn remove(&self, ids: Vec<JobId>, _: Timestamp) -> Result<usize, StoreError> {

@@ -1,5 +1,6 @@
 //! The service measured from outside, by its own binary over real HTTP: `cargo bench --bench http`, or one part of it:
-//! `cargo bench --bench http -- submits` (`reads`, `latency`, `end-to-end`, `memory`, `waiters`, `abuse`).
+//! `cargo bench --bench http -- submits` (`start`, `reads`, `latency`, `end-to-end`, `memory`, `take-over`, `waiters`,
+//! `abuse`). See `measure` for PostgreSQL and for other binaries. `take-over` is for PostgreSQL alone.
 //!
 //! Load generator and simulated Claude share the machine with the service, and machines differ: judge by the ratios,
 //! above all by `/health` of the same server in the same run, which costs all of HTTP and nothing of the queue.
@@ -31,7 +32,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::measure::{Connection, Latencies, Service, get, post};
+use self::measure::{Connection, Latencies, Service, binary, get, post};
 
 /// How long each load runs.
 const ROUND: Duration = Duration::from_secs(4);
@@ -62,6 +63,23 @@ async fn closed_loop(address: &str, clients: usize, request: Vec<u8>, status: u1
     stop.store(true, Ordering::Relaxed);
     let latencies = Latencies::new(tasks.join_all().await.concat());
     (latencies.len() as f64 / started.elapsed().as_secs_f64(), latencies)
+}
+
+/// Starts without jobs, one after the other.
+async fn starts() {
+    const STARTS: usize = 15;
+    let claude = Simulator::start(SimulatorConfig::default()).await.unwrap();
+    let mut took = Vec::new();
+    for _ in 0..STARTS {
+        took.push(Service::start(&claude.base_url(), &[]).await.started_in);
+    }
+    let took = Latencies::new(took);
+    println!(
+        "start to first 200, {STARTS} times       p50 {:.1}  least {:.1}  most {:.1} ms",
+        took.ms(0.5),
+        took.ms(0.0),
+        took.ms(1.0)
+    );
 }
 
 async fn submits() {
@@ -155,11 +173,24 @@ async fn filled(jobs: usize, query_bytes: usize) -> (Simulator, Service, Vec<Str
 
 async fn memory() {
     let (claude, service, _) = filled(100_000, 1_000).await;
-    let folder = service.folder();
+    let home = service.home();
     assert!(service.terminate().success());
-    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_ceoagent"));
-    let service = Service::start_in(folder, binary, &claude.base_url(), &[("WORKERS", "1")]).await;
+    let service = Service::start_in(home, &binary(), &claude.base_url(), &[("WORKERS", "1")]).await;
     println!("the same after a restart          {:8.1} MB resident", service.process().resident_mb());
+}
+
+/// A second node joins, and makes the calls when the first one is killed.
+async fn take_over() {
+    let (claude, first, _) = filled(100_000, 1_000).await;
+    let second = Service::start_in(first.home(), &binary(), &claude.base_url(), &[("WORKERS", "1")]).await;
+    println!("second node: start to first 200   {:8.0} ms", second.started_in.as_secs_f64() * 1_000.0);
+    println!("second node                       {:8.1} MB resident", second.process().resident_mb());
+    let calls = claude.counters().calls;
+    let killed = Instant::now();
+    drop(first);
+    claude.wait_for_calls(calls + 1).await;
+    println!("take-over: SIGKILL to first call  {:8.0} ms", killed.elapsed().as_secs_f64() * 1_000.0);
+    println!("after the take-over               {:8.1} MB resident", second.process().resident_mb());
 }
 
 /// Clients that wait at the same time, each on a connection of its own and for a job of its own.
@@ -377,6 +408,9 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let wanted = |name: &str| std::env::args().skip(1).all(|arg| arg == "--bench" || arg == name);
+        if wanted("start") {
+            starts().await;
+        }
         if wanted("submits") {
             submits().await;
         }
@@ -391,6 +425,9 @@ fn main() {
         }
         if wanted("memory") {
             memory().await;
+        }
+        if wanted("take-over") && std::env::var_os("DATABASE_URL").is_some() {
+            take_over().await;
         }
         if wanted("waiters") {
             waiters().await;

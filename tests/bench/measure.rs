@@ -1,12 +1,16 @@
-//! What the benchmarks share: the real binary as a process under measurement, what the kernel tells of a process, a
-//! client that costs little, and latencies.
+//! Shared by the benchmarks: the real binary as a process under measurement, figures of a process, a client that costs
+//! little, and latencies.
+//!
+//! With `DATABASE_URL=postgres://…` services and stores under measurement use PostgreSQL: each a new database of that server,
+//! which is dropped at its end. `psql` must be installed. With `BENCH_SERVICE=PATH` another binary is measured than the one
+//! built with the benchmark.
 
 #![allow(dead_code, reason = "each benchmark uses a part")]
 
 use std::{
     fs,
     io::{BufRead, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
     time::{Duration, Instant},
@@ -21,29 +25,82 @@ use tokio::{
 /// The admin token of measured services.
 pub(crate) const ADMIN_TOKEN: &str = "a-token-for-benchmarks-only";
 
+/// The binary under measurement.
+pub(crate) fn binary() -> PathBuf {
+    std::env::var_os("BENCH_SERVICE").unwrap_or_else(|| env!("CARGO_BIN_EXE_ceoagent").into()).into()
+}
+
+/// Where a service keeps its data: a folder, and a database if `DATABASE_URL` is set. Removed when dropped.
+pub(crate) struct Home {
+    folder: TempDir,
+    database: Option<Database>,
+}
+
+struct Database {
+    name: String,
+    server: String,
+}
+
+impl Home {
+    pub(crate) fn new() -> Arc<Home> {
+        let database = std::env::var("DATABASE_URL").ok().map(|server| {
+            let name = format!("bench_{}", uuid::Uuid::now_v7().simple());
+            sql(&server, &format!("create database {name}"));
+            Database { name, server }
+        });
+        Arc::new(Home { folder: tempfile::tempdir().unwrap(), database })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The URL of its database, or else its folder.
+    pub(crate) fn place(&self) -> String {
+        self.url().unwrap_or_else(|| self.path().display().to_string())
+    }
+
+    /// The URL of its database.
+    pub(crate) fn url(&self) -> Option<String> {
+        let Database { name, server } = self.database.as_ref()?;
+        let (server, options) = server.split_once('?').unwrap_or((server, "sslmode=prefer"));
+        let server = server.rsplit_once('/').unwrap().0;
+        Some(format!("{server}/{name}?{options}"))
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Some(Database { name, server }) = &self.database {
+            sql(server, &format!("drop database {name} with (force)"));
+        }
+    }
+}
+
+/// The answer of a database to a statement.
+pub(crate) fn sql(url: &str, statement: &str) -> String {
+    let answer = Command::new("psql").args(["-XqAt", "-v", "ON_ERROR_STOP=1", url, "-c", statement]).output().unwrap();
+    assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+    String::from_utf8(answer.stdout).unwrap().trim().to_owned()
+}
+
 /// The service, killed when dropped.
 pub(crate) struct Service {
     child: Child,
     pub(crate) address: String,
     /// From the start of the process to the first `200` of `/health`.
     pub(crate) started_in: Duration,
-    folder: Arc<TempDir>,
+    home: Arc<Home>,
 }
 
 impl Service {
-    /// Starts it in a new folder, against Claude at `upstream`.
+    /// Starts it with no jobs, against Claude at `upstream`.
     pub(crate) async fn start(upstream: &str, settings: &[(&str, &str)]) -> Service {
-        let binary = env!("CARGO_BIN_EXE_ceoagent");
-        Service::start_in(Arc::new(tempfile::tempdir().unwrap()), Path::new(binary), upstream, settings).await
+        Service::start_in(Home::new(), &binary(), upstream, settings).await
     }
 
-    /// As [`Service::start`], in a folder of the caller's and of a binary of the caller's.
-    pub(crate) async fn start_in(
-        folder: Arc<TempDir>,
-        binary: &Path,
-        upstream: &str,
-        settings: &[(&str, &str)],
-    ) -> Service {
+    /// As [`Service::start`], with the data and the binary of the caller.
+    pub(crate) async fn start_in(home: Arc<Home>, binary: &Path, upstream: &str, settings: &[(&str, &str)]) -> Service {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
         let started = Instant::now();
@@ -54,7 +111,9 @@ impl Service {
             .env("ANTHROPIC_BASE_URL", upstream)
             .env("ADMIN_TOKEN", ADMIN_TOKEN)
             .env("PROMPTS_DIR", concat!(env!("CARGO_MANIFEST_DIR"), "/prompts"))
-            .env("DATA_DIR", folder.path())
+            .env("DATA_DIR", home.path())
+            .envs(home.url().map(|url| ("DATABASE_URL", url)))
+            .env("WEBHOOK_SECRET", "whsec_YmVuY2htYXJrcy1vZi1jZW9hZ2VudC1vbmx5LTAx")
             .env("HOST", "127.0.0.1")
             .env("PORT", port.to_string())
             .env("RATE_LIMITS", "1000000 requests, 1000000000 input tokens, 1000000000 output tokens")
@@ -74,12 +133,11 @@ impl Service {
             }
             tokio::time::sleep(Duration::from_micros(500)).await;
         };
-        Service { child, address, started_in, folder }
+        Service { child, address, started_in, home }
     }
 
-    /// The folder that it keeps its data in; there for as long as anybody holds it.
-    pub(crate) fn folder(&self) -> Arc<TempDir> {
-        Arc::clone(&self.folder)
+    pub(crate) fn home(&self) -> Arc<Home> {
+        Arc::clone(&self.home)
     }
 
     pub(crate) fn process(&self) -> Process {
@@ -136,6 +194,14 @@ impl Process {
         let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
+}
+
+/// What the data in a [`Home::place`] take on disk, in MB.
+pub(crate) fn used_mb(place: &str) -> f64 {
+    if !place.starts_with("postgres") {
+        return folder_mb(Path::new(place));
+    }
+    sql(place, "select pg_database_size(current_database())").parse::<f64>().unwrap() / 1e6
 }
 
 /// What the files in `folder` take on disk, in MB: blocks, not lengths, since files may have holes.

@@ -2,7 +2,7 @@
 //! it: `cargo bench --bench queue -- cycles` (`settle`, `million`, `churn`, `recovery`).
 //!
 //! All go through [`Queue`], as the service does. Each figure stands beside its target. The disk decides most of them
-//! and machines differ: judge by what one run says of another on the same machine.
+//! and machines differ: judge by what one run says of another on the same machine. See `measure` for PostgreSQL.
 
 #![allow(
     clippy::unwrap_used,
@@ -36,6 +36,7 @@ use ceoagent::{
     queue::{Allowance, Claim, Lanes, Policy, Queue, Submission, retry::RetryBounds},
     store::{
         Store,
+        postgres::PostgresStore,
         sled::{SledConfig, SledStore},
     },
     sweeper,
@@ -48,7 +49,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::measure::{Connection, Latencies, Process, Service, folder_mb, post};
+use self::measure::{Connection, Home, Latencies, Process, Service, binary, post, used_mb};
 
 /// The size of a question.
 const QUERY_BYTES: usize = 1_000;
@@ -68,12 +69,20 @@ const CHURN: (usize, usize, usize) = (2_000_000, 10_000, 50_000);
 /// Jobs that wait in `recovery`, and how often it is killed.
 const RECOVERY: (usize, usize) = (100_000, 5);
 
-/// A queue over a store, as the service has it.
-async fn open(folder: &Path, max_finished: usize) -> (Queue, Arc<dyn Store>, CancellationToken) {
+/// The store in a folder, or in the database of a URL.
+async fn open_store(place: &str, metrics: Metrics) -> Arc<dyn Store> {
+    if place.starts_with("postgres") {
+        return Arc::new(PostgresStore::open(&place.into(), Clock::system(), metrics).await.unwrap());
+    }
+    // The service's own cache.
+    let config = SledConfig { path: Path::new(place).join("store"), cache_bytes: 64 << 20, keep_answers: false };
+    Arc::new(SledStore::open(config, Clock::system(), metrics).unwrap())
+}
+
+/// A queue over a store, as the service has it, with room for more jobs than it takes by default.
+async fn open(place: &str, max_finished: usize) -> (Queue, Arc<dyn Store>, CancellationToken) {
     let metrics = Metrics::new();
-    // The service's own cache; room for more jobs than it takes by default.
-    let config = SledConfig { path: folder.join("store"), cache_bytes: 64 << 20, keep_answers: false };
-    let store: Arc<dyn Store> = Arc::new(SledStore::open(config, Clock::system(), metrics.clone()).unwrap());
+    let store = open_store(place, metrics.clone()).await;
     let policy = Policy {
         allowance: Arc::new(|_| Allowance {
             calls_per_second: 1e6,
@@ -201,8 +210,8 @@ async fn cycles() {
     const JOBS: usize = 100_000;
     for tasks in [16, 64, 256] {
         println!("the disk alone                    {:8.0} syncs/s", bare_syncs());
-        let folder = tempfile::tempdir().unwrap();
-        let (queue, store, _) = open(folder.path(), usize::MAX).await;
+        let home = Home::new();
+        let (queue, store, _) = open(&home.place(), usize::MAX).await;
         let (mut workers, settled) = (JoinSet::new(), Arc::default());
         work(&mut workers, &queue, tasks, &settled);
         let (started, ticks) = (Instant::now(), Process::own().cpu_ticks());
@@ -222,8 +231,8 @@ async fn cycles() {
 async fn settle() {
     for clients in [64, 256] {
         println!("the disk alone                    {:8.0} syncs/s", bare_syncs());
-        let folder = tempfile::tempdir().unwrap();
-        let (queue, store, _) = open(folder.path(), usize::MAX).await;
+        let home = Home::new();
+        let (queue, store, _) = open(&home.place(), usize::MAX).await;
         let stop = Arc::new(AtomicBool::new(false));
         let mut submitters = JoinSet::new();
         for _ in 0..clients {
@@ -273,15 +282,15 @@ async fn settle() {
 /// A store with a million waiting jobs, filled and looked at by processes of their own: memory that filling took must
 /// not count.
 async fn million() {
-    let folder = tempfile::tempdir().unwrap();
+    let home = Home::new();
     for part in ["--fill", "--look", "--look", "--claim", "--look"] {
         let own = std::env::current_exe().unwrap();
-        assert!(Command::new(own).arg(part).arg(folder.path()).status().unwrap().success());
+        assert!(Command::new(own).arg(part).arg(home.place()).status().unwrap().success());
     }
 }
 
-async fn fill(folder: &Path) {
-    let (queue, store, _) = open(folder, usize::MAX).await;
+async fn fill(place: &str) {
+    let (queue, store, _) = open(place, usize::MAX).await;
     sparse(&queue).await;
     let started = Instant::now();
     submit(&queue, 512, MILLION).await;
@@ -290,7 +299,7 @@ async fn fill(folder: &Path) {
     println!("1 M queued: resident when filled  {:8.0} MB   target 500", Process::own().resident_mb());
     sparse(&queue).await;
     store.close().await;
-    println!("1 M queued: on disk               {:8.0} MB", folder_mb(folder));
+    println!("1 M queued: on disk               {:8.0} MB", used_mb(place));
 }
 
 /// A few jobs of every other status: the hardest to find are the rarest.
@@ -316,9 +325,9 @@ async fn sparse(queue: &Queue) {
 }
 
 /// Opens the filled store and tells what that takes.
-async fn open_full(folder: &Path) -> (Queue, Arc<dyn Store>) {
+async fn open_full(place: &str) -> (Queue, Arc<dyn Store>) {
     let (started, ticks) = (Instant::now(), Process::own().cpu_ticks());
-    let (queue, store, _) = open(folder, usize::MAX).await;
+    let (queue, store, _) = open(place, usize::MAX).await;
     let seconds = started.elapsed().as_secs_f64();
     let cpu = (Process::own().cpu_ticks() - ticks) as f64 / 100.0;
     println!("1 M queued: open and index        {seconds:8.2} s    target 3   ({cpu:.2} s of CPU)");
@@ -326,8 +335,8 @@ async fn open_full(folder: &Path) -> (Queue, Arc<dyn Store>) {
     (queue, store)
 }
 
-async fn look(folder: &Path) {
-    let (queue, store) = open_full(folder).await;
+async fn look(place: &str) {
+    let (queue, store) = open_full(place).await;
     let statuses: [&[JobStatus]; 8] = [
         &[],
         &[JobStatus::Queued],
@@ -383,8 +392,8 @@ async fn look(folder: &Path) {
     store.close().await;
 }
 
-async fn claims(folder: &Path) {
-    let (queue, store) = open_full(folder).await;
+async fn claims(place: &str) {
+    let (queue, store) = open_full(place).await;
     let (mut workers, claimed) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
     let turn = Arc::new(Mutex::new(()));
     for _ in 0..64 {
@@ -407,8 +416,8 @@ async fn claims(folder: &Path) {
 async fn churn() {
     const TASKS: usize = 64;
     let (jobs, kept, step) = CHURN;
-    let folder = tempfile::tempdir().unwrap();
-    let (queue, store, closing) = open(folder.path(), kept).await;
+    let home = Home::new();
+    let (queue, store, closing) = open(&home.place(), kept).await;
     let sweeper = tokio::spawn(sweeper::run(queue.work(), closing.clone()));
     let (mut workers, settled) = (JoinSet::new(), Arc::default());
     work(&mut workers, &queue, TASKS, &settled);
@@ -418,8 +427,7 @@ async fn churn() {
         let started = Instant::now();
         submit(&queue, TASKS, step).await;
         until(&settled, through).await;
-        let look =
-            Look { jobs: through, folder_mb: folder_mb(folder.path()), resident_mb: Process::own().resident_mb() };
+        let look = Look { jobs: through, folder_mb: used_mb(&home.place()), resident_mb: Process::own().resident_mb() };
         println!(
             "{through:10} {:10.0} {:12} {:12.1} {:12.1}",
             step as f64 / started.elapsed().as_secs_f64(),
@@ -527,13 +535,13 @@ async fn recovery() {
     tasks.join_all().await;
     let (mut first_calls, mut healthy) = (Vec::new(), Vec::new());
     for _ in 0..kills {
-        let folder = service.folder();
+        let home = service.home();
         drop(service); // SIGKILL
         let before = claude.counters().calls;
         let started = Instant::now();
-        let binary = Path::new(env!("CARGO_BIN_EXE_ceoagent"));
+        let binary = binary();
         let upstream = claude.base_url();
-        let (restarted, called) = tokio::join!(Service::start_in(folder, binary, &upstream, &settings), async {
+        let (restarted, called) = tokio::join!(Service::start_in(home, &binary, &upstream, &settings), async {
             claude.wait_for_calls(before + 1).await;
             started.elapsed()
         });
@@ -559,12 +567,11 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-        if let [part, folder] = args.as_slice() {
-            let folder = Path::new(folder);
+        if let [part, place] = args.as_slice() {
             match part.as_str() {
-                "--fill" => return fill(folder).await,
-                "--look" => return look(folder).await,
-                "--claim" => return claims(folder).await,
+                "--fill" => return fill(place).await,
+                "--look" => return look(place).await,
+                "--claim" => return claims(place).await,
                 _ => {}
             }
         }

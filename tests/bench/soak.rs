@@ -35,7 +35,7 @@ use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use self::measure::{ADMIN_TOKEN, Process, Service, folder_mb};
+use self::measure::{ADMIN_TOKEN, Home, Process, Service, folder_mb};
 
 /// Questions a second that nobody waits for, on average; bursts and waiting clients come on top.
 const SUBMITS_PER_SECOND: f64 = 12.0;
@@ -448,8 +448,8 @@ async fn soak(minutes: f64, binary: PathBuf) -> ExitCode {
         ("RETENTION", &format!("{MAX_FINISHED_JOBS} jobs")),
         ("REQUEST_TIMEOUT", "5"),
     ];
-    let folder = Arc::new(tempfile::tempdir().unwrap());
-    let service = Service::start_in(folder, &binary, &claude.base_url(), &settings).await;
+    let home = Home::new();
+    let service = Service::start_in(home, &binary, &claude.base_url(), &settings).await;
     let client = Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap();
     let base = format!("http://{}", service.address);
     let customer = Customer { client, base, book: Arc::default() };
@@ -471,7 +471,7 @@ async fn soak(minutes: f64, binary: PathBuf) -> ExitCode {
     (0..POLLING_CLIENTS).for_each(|_| add(Box::pin(polling(customer.clone()))));
 
     let mut samples = Vec::new();
-    let data = service.folder();
+    let data = service.home();
     while started.elapsed().as_secs_f64() < minutes * 60.0 {
         sleep(SAMPLE).await;
         let at = started.elapsed().as_secs_f64() / 60.0;

@@ -182,7 +182,7 @@ impl World {
                 job.caller = caller::named("alice");
                 job.state = JobState::Queued { run_at: run_at.unwrap_or(job.created_at) };
                 job.is_timed = later;
-                queue.operations().import(vec![JobRecord::fresh(job, Arc::new(request))]).await.map(drop)
+                queue.operations().import(vec![JobRecord::fresh(job, Arc::new(request))], Vec::new()).await.map(drop)
             }
         }
     }
