@@ -13,9 +13,10 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
-use super::{draft::Draft, handles::WorkQueue, wait::Running};
+use super::{draft::Draft, wait::Running};
 use crate::job::JobId;
 
 /// As often as a follower on the attempt's own node gets text.
@@ -134,23 +135,20 @@ impl Relay {
             }
         }
     }
-}
 
-impl WorkQueue {
-    /// Exchanges the text of running attempts with the other nodes, until the service shuts down and no attempt is left.
-    pub async fn relay_texts(&self) {
-        let Some(relay) = &self.0.relay else { return };
+    /// Exchanges the text of running attempts with the other nodes, until `closing` and no attempt is left.
+    pub(super) async fn run(&self, running: &Running, closing: &CancellationToken) {
         let mut sent = HashMap::new();
-        let mut tick = tokio::time::interval_at(Instant::now(), INTERVAL);
+        let mut tick = tokio::time::interval(INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            let is_over = self.0.is_closing() && self.0.running.len() == 0;
-            relay.send(&self.0.running, &mut sent).await;
+            let is_over = closing.is_cancelled() && running.len() == 0;
+            self.send(running, &mut sent).await;
             if is_over {
                 return;
             }
-            relay.read().await;
+            self.read().await;
         }
     }
 }
