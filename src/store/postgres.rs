@@ -4,7 +4,7 @@
 //! - `seat`: which node makes the calls
 //! - `feed`: what other nodes changed
 //! - `batch`: what changes make of jobs
-//! - `writer`: the one task of a node that changes anything
+//! - `writer`: the one task of a node that changes anything; `session`: its connection
 //! - `columns`: what a batch writes
 //! - `shared`: what readers and the writer share; `state`: sums over all jobs, in memory
 //! - `readers`: connections for reads
@@ -20,6 +20,7 @@ mod feed;
 mod listing;
 mod readers;
 mod seat;
+mod session;
 mod shared;
 mod state;
 mod writer;
@@ -43,11 +44,12 @@ use uuid::Uuid;
 use self::{
     batch::{Batch, Needs},
     connection::Database,
-    listing::{RECORDS, broken, decode, record, unavailable},
+    listing::{broken, decode, record, unavailable},
     readers::Readers,
+    session::FORGOTTEN_KEYS,
     shared::{Reset, Shared, Standing},
     state::State,
-    writer::{Answer, Command, FORGOTTEN_KEYS, Lanes, Writer},
+    writer::{Answer, Command, Lanes, Writer},
 };
 pub use self::{connection::OpenError, seat::Seat};
 use super::{
@@ -302,7 +304,7 @@ impl JobStore for PostgresStore {
     }
 
     async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
-        let rows = self.read(RECORDS, &[&vec![id]]).await?;
+        let rows = self.read(include_str!("postgres/record.sql"), &[&id]).await?;
         rows.first().map_or(Ok(None), record)
     }
 

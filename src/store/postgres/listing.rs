@@ -230,9 +230,9 @@ fn look_newer() -> &'static str {
 }
 
 /// The records of jobs by their ids.
-pub(super) const RECORDS: &str = include_str!("records.sql");
+const RECORDS: &str = include_str!("records.sql");
 
-/// A row of [`RECORDS`].
+/// A row of [`RECORDS`] or of `record.sql`.
 pub(super) fn record(row: &Row) -> Result<Option<JobRecord>, StoreError> {
     let id: JobId = row.try_get(0).map_err(broken)?;
     let corrupt = |error: serde_json::Error| StoreError::Corrupt { id, reason: error.to_string() };
