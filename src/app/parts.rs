@@ -36,6 +36,9 @@ use crate::{
     sweeper::disk::DiskWatch,
 };
 
+/// The node of a service on its own disk.
+const OWN_NODE: &str = "embedded";
+
 const STORE_FOLDER: &str = "queue";
 
 /// The store's file in it, as sled names it.
@@ -175,13 +178,30 @@ pub(super) async fn redis(settings: &Settings, metrics: &Metrics) -> Result<Opti
     Ok(Some(Redis::open(url, secret, metrics.clone()).await?))
 }
 
+/// The policy of a node that shares quotas and the text of attempts.
+pub(super) fn shared(policy: Policy, redis: Option<&Arc<Redis>>) -> Policy {
+    Policy {
+        shared_rates: redis.map(|redis| Arc::clone(redis) as Arc<dyn SharedRates>),
+        text_relay: redis.map(|redis| Arc::clone(redis) as Arc<dyn TextRelay>),
+        ..policy
+    }
+}
+
+/// The name of this node, which no other live node has.
+pub(super) fn node(settings: &Settings, address: SocketAddr) -> String {
+    match settings.database_url {
+        Some(_) => format!("{}:{}", machine::host_name(), address.port()),
+        None => OWN_NODE.to_owned(),
+    }
+}
+
 pub(super) fn policy(
     settings: &Settings,
     tuning: Tuning,
+    address: SocketAddr,
     planner: &Planner,
     limits: &Limits,
     clock: &Clock,
-    redis: Option<&Arc<Redis>>,
 ) -> Policy {
     let estimate_risk = {
         let (planner, clock) = (planner.clone(), clock.clone());
@@ -192,17 +212,18 @@ pub(super) fn policy(
         Arc::new(move |request: &JobRequest, is_waited_for, now| planner.question(request, is_waited_for, now))
     };
     Policy {
+        node: node(settings, address),
         // One process at a time has the store: it holds the lock of the files, or the seat of the database. So all processes
         // are starts of one node.
-        owner: Owner::new("embedded", rand::random()),
+        owner: Owner::new(OWN_NODE, rand::random()),
         workers: workers(settings),
         deadlines_first: tuning.deadlines_first,
         max_pending: settings.max_queued_jobs,
         max_scheduled: settings.max_queued_jobs.div_ceil(SCHEDULED_SHARE),
         max_pending_per_caller: settings.max_queued_jobs.div_ceil(CALLER_SHARE),
         submits_per_minute: NonZeroU32::new(settings.submits_per_minute),
-        shared_rates: redis.map(|redis| Arc::clone(redis) as Arc<dyn SharedRates>),
-        text_relay: redis.map(|redis| Arc::clone(redis) as Arc<dyn TextRelay>),
+        shared_rates: None,
+        text_relay: None,
         background_share: BACKGROUND_SHARE,
         retries: RetryBounds {
             other: settings.max_retries,

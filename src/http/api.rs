@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{
+    caps::Caps,
     failures::Failures,
     memory::MemoryBudget,
     memos::Memos,
@@ -42,6 +43,7 @@ pub struct Api {
     pub store: Arc<dyn Store>,
     pub audit: Arc<AuditLog>,
     pub limits: Limits,
+    pub caps: Arc<Caps>,
     pub prompts: Prompts,
     pub metrics: Metrics,
     pub models: Models,

@@ -49,13 +49,13 @@ pub(super) struct Access {
 }
 
 impl Access {
-    pub(super) fn holds(&mut self, auth: &Auth) -> bool {
+    pub(super) async fn holds(&mut self, auth: &Auth) -> bool {
         let revocations = auth.revocations();
         if revocations == self.revocations {
             return true;
         }
         self.revocations = revocations;
-        auth.identify(self.header.as_ref().map(HeaderValue::as_bytes)).as_ref() == Ok(&self.caller)
+        auth.identify(self.header.as_ref().map(HeaderValue::as_bytes)).await.as_ref() == Ok(&self.caller)
     }
 }
 
@@ -170,12 +170,13 @@ fn digest(caller: &Identity, address: IpAddr) -> caller::Caller {
 /// The caller, if their scope is at least `needed`. Refusals are counted.
 async fn authenticate(parts: &Parts, api: &Api, needed: Scope) -> Result<Identity, Problem> {
     let header = parts.headers.get(header::AUTHORIZATION);
-    let (reason, problem) = match api.auth.identify(header.map(HeaderValue::as_bytes)) {
+    let (reason, problem) = match api.auth.identify(header.map(HeaderValue::as_bytes)).await {
         Ok(caller) if caller.scope >= needed => return Ok(caller),
         Ok(caller) if caller.name.is_some() => {
             let detail = format!("needs scope {needed}, but {} has scope {}", caller.actor(), caller.scope);
             ("forbidden", Problem::new(FORBIDDEN, detail))
         }
+        Err(error @ Refused::Unavailable) => return Err(Unavailable(error.to_string()).into()),
         // Without API keys callers are anonymous, but admin routes still need a token.
         _ if header.is_none() => ("missing", Problem::new(UNAUTHORIZED, Refused::Missing.to_string())),
         _ => match api.failures.count(address(parts, api)).await {

@@ -5,8 +5,13 @@ use std::{num::NonZeroU32, time::Duration};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _, clock::DefaultClock};
 use tokio::time::Instant;
 
+use crate::clock::{Moments, Timestamp};
+
 /// The share of a limit that is used: clocks and networks are not exact, and a refused call costs more than a later one.
 const SHARE: f64 = 0.98;
+
+/// A limit that an answer named, and when its call began.
+pub(super) type Named = Option<(NonZeroU32, Timestamp)>;
 
 #[derive(Debug)]
 pub(super) struct Bucket {
@@ -67,6 +72,23 @@ impl Bucket {
         if self.per_minute() != before {
             self.apply();
         }
+    }
+
+    pub(super) fn memo(&self, moments: &Moments) -> Named {
+        self.named.map(|(limit, at)| (limit, moments.timestamp(at)))
+    }
+
+    pub(super) fn adopt(&mut self, named: Named, moments: &Moments) {
+        let before = self.per_minute();
+        self.named = named.map(|(limit, at)| (limit, moments.instant(at)));
+        if self.per_minute() != before {
+            self.apply();
+        }
+    }
+
+    /// Leaves nothing in it.
+    pub(super) fn drain(&mut self) {
+        self.apply();
     }
 
     /// The operator's cap, or the upstream's limit if that is lower.

@@ -16,6 +16,7 @@ use crate::{
     history::History,
     job::{IdempotencyKey, Job, JobId, JobRecord, StatusCounts, caller},
     ledger::{Day, Sums},
+    registry::Live,
     store::Insertion,
 };
 
@@ -97,9 +98,14 @@ impl Operations {
         self.0.workers()
     }
 
-    /// How many attempts are under way in this process.
+    /// How many attempts are under way on all nodes.
     pub fn running_attempts(&self) -> usize {
         self.0.running_attempts()
+    }
+
+    /// How many attempts are under way in this process.
+    pub fn own_attempts(&self) -> usize {
+        self.0.running.own()
     }
 
     /// The used share of the places in the queue: of all, or of those for jobs for later, whichever is larger.
@@ -158,7 +164,7 @@ impl Operations {
             return Ok(paused);
         }
         let pause = Pause { by: by.to_owned(), at: self.0.now() };
-        self.0.paused.set(&self.0.registry, Some(pause.clone())).await?;
+        self.0.paused.set(Some(pause.clone())).await?;
         Ok(pause)
     }
 
@@ -170,9 +176,12 @@ impl Operations {
         if self.paused().is_none() {
             return Ok(());
         }
-        self.0.paused.set(&self.0.registry, None).await?;
-        self.0.ready.notify_one();
-        Ok(())
+        Ok(self.0.paused.set(None).await?)
+    }
+
+    /// The settings of the queue that any node may change.
+    pub fn live(&self) -> Vec<Arc<dyn Live>> {
+        vec![Arc::clone(&self.0.paused) as _, Arc::clone(&self.0.history) as _]
     }
 
     /// Who paused the queue, if it is.

@@ -143,7 +143,7 @@ impl Relay {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            let is_over = closing.is_cancelled() && running.len() == 0;
+            let is_over = closing.is_cancelled() && running.own() == 0;
             self.send(running, &mut sent).await;
             if is_over {
                 return;

@@ -477,6 +477,10 @@ impl Registry for MemoryStore {
         self.settings_watch.subscribe()
     }
 
+    fn is_watch_live(&self) -> bool {
+        true
+    }
+
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
         let mut state = self.open()?;
         state.audit.insert(id, entry);

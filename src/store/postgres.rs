@@ -470,6 +470,10 @@ impl Registry for PostgresStore {
         self.shared.settings_watch.subscribe()
     }
 
+    fn is_watch_live(&self) -> bool {
+        self.shared.trouble().is_none()
+    }
+
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
         self.change(Needs { count: 1, bytes: entry.len(), ..Needs::default() }, move |batch| {
             batch.audit.push((id, entry, oldest));

@@ -332,6 +332,10 @@ impl Registry for SledStore {
         self.shared.settings_watch.subscribe()
     }
 
+    fn is_watch_live(&self) -> bool {
+        true
+    }
+
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<()> {
         self.write(Size::change(1, entry.len()), move |batch| batch.append_audit(id, &entry, oldest)).await
     }

@@ -283,6 +283,9 @@ pub trait Registry: Send + Sync + 'static {
     /// so does a receiver that lags behind.
     fn watch(&self) -> broadcast::Receiver<String>;
 
+    /// Whether changes of other processes are announced at the moment. If not, the empty name is announced once they are again.
+    fn is_watch_live(&self) -> bool;
+
     /// Writes an entry of the audit log or replaces it. Ids order the entries. Removes entries before `oldest`, and the
     /// oldest beyond [`MAX_AUDIT_BYTES`]; of very many a part is left to the next call.
     ///

@@ -170,7 +170,7 @@ impl World {
             Route::OperatorsRetry => queue.requeue(self.cancelled, caller::operator()).await.map(drop),
             Route::BulkRetry => {
                 let action = AuditAction { actor: "operator", action: "retry", detail: None };
-                let audit = AuditLog::new(Arc::<MemoryStore>::default(), Clock::system());
+                let audit = AuditLog::new(Arc::<MemoryStore>::default(), Clock::system(), None);
                 let entry = audit.record(action, None).await.unwrap();
                 let until = Instant::now() + Duration::from_secs(30);
                 let bulk = Bulk { action: Action::Retry, filter: JobFilter::default(), cursor: None, until };
