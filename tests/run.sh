@@ -26,8 +26,9 @@ has prlimit && has unshare || packages+=(util-linux)
 has mkfs.ext4 || packages+=(e2fsprogs)
 has mount && has losetup || packages+=(mount)
 has kill || packages+=(procps)
-# The tests of several nodes start a PostgreSQL of their own.
+# The tests of several nodes start a PostgreSQL and a Redis of their own.
 [ -d /usr/lib/postgresql ] || packages+=(postgresql)
+has redis-server || has valkey-server || packages+=(redis-server)
 # They also meet a pooler, and clocks that are off.
 [ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer)
 has faketime || packages+=(faketime)

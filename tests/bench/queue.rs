@@ -98,6 +98,8 @@ async fn open(place: &str, max_finished: usize) -> (Queue, Arc<dyn Store>, Cance
         max_scheduled: usize::MAX,
         max_pending_per_caller: usize::MAX,
         submits_per_minute: None,
+        shared_rates: None,
+        text_relay: None,
         background_share: 5,
         retries: RetryBounds {
             other: 3,
