@@ -3,7 +3,7 @@
 //! - `connection`: connections, what must hold of the server, the schema
 //! - `seat`: which node makes the calls
 //! - `feed`: what other nodes changed
-//! - `peers`: what all nodes must have in common
+//! - `peers`: what all nodes must have in common; `marks`: how they compare settings
 //! - `batch`: what changes make of jobs
 //! - `writer`: the one task of a node that changes anything; `session`: its connection
 //! - `columns`: what a batch writes
@@ -19,6 +19,7 @@ mod columns;
 mod connection;
 mod feed;
 mod listing;
+mod marks;
 mod peers;
 mod readers;
 mod seat;
@@ -53,7 +54,7 @@ use self::{
     state::State,
     writer::{Answer, Command, Lanes, Writer},
 };
-pub use self::{connection::OpenError, peers::CommonSettings, seat::Seat};
+pub use self::{connection::OpenError, marks::CommonSettings, seat::Seat};
 use super::{
     change,
     new_job::NewJob,

@@ -9,7 +9,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::peers::{CommonSettings, Marks};
+use super::marks::{CommonSettings, Marks};
 
 /// Versions of the schema that this program can use.
 const SCHEMA: i32 = 1;
