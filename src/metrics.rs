@@ -58,7 +58,7 @@ pub struct VersionLabel {
 macro_rules! metrics {
     ($($field:ident: $type:ty = $add:ident($($argument:expr),+);)+) => {
         /// All metrics. Clones share the same counters. Gauges are set when the metrics are read, except
-        /// `build_info`, `dispatcher`, `feed_position` and `disk_free_bytes`.
+        /// `build_info`, `dispatcher`, `feed_position`, `disk_free_bytes` and `redis_unavailable`.
         #[derive(Clone, Debug)]
         pub struct Metrics {
             $(pub $field: $type,)+
@@ -158,6 +158,7 @@ metrics! {
         "Used share of the places in the queue, or of those for jobs for later, whichever is larger"
     );
     store_available: Gauge = add("store_available", "1 while the job store is available");
+    redis_unavailable: Gauge = add("redis_unavailable", "1 while REDIS_URL is set and Redis can't be used");
     disk_free_bytes: Family<KindLabel, Gauge> = add_in(
         Unit::Bytes, "disk_free", "Free disk space, by place: data_dir. Absent if jobs are in a database"
     );

@@ -9,12 +9,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer, topmost first, and what it may import besides itself and the leaves.
-const LAYERS: [(&str, &str); 23] = [
+const LAYERS: [(&str, &str); 24] = [
     ("main", "cli"),
     ("cli", "app http::openapi analysis claude::simulator store::archive job"),
     (
         "app",
-        "http auth dashboard dispatch worker sweeper webhook agent queue audit history registry store store::sled store::postgres limits prompts claude analysis ledger job",
+        "http auth dashboard dispatch worker sweeper webhook redis agent queue audit history registry store store::sled store::postgres limits prompts claude analysis ledger job",
     ),
     // These two show memos, and why calls to Claude are held.
     ("http", "auth agent::models webhook queue audit history registry store limits prompts analysis ledger job"),
@@ -23,6 +23,7 @@ const LAYERS: [(&str, &str); 23] = [
     ("worker", "agent queue limits job"),
     ("sweeper", "queue history job"),
     ("webhook", "queue registry store analysis job"),
+    ("redis", "queue job"),
     ("auth", "registry job"),
     ("agent", "prompts claude analysis job"),
     ("queue", "audit history registry store ids ledger job"),
