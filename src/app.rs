@@ -318,7 +318,7 @@ async fn open(
     });
     let (clock, metrics) = (clock.clone(), metrics.clone());
     if let Some(url) = &settings.database_url {
-        let store = PostgresStore::open(url, clock, metrics).await?;
+        let store = PostgresStore::open(url, &parts::common_settings(settings), clock, metrics).await?;
         let seat = store.seat();
         return Ok((Arc::new(store), Some(seat), client.await??));
     }

@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use secrecy::ExposeSecret;
+
 use super::{error::StartError, machine};
 use crate::{
     agent::{
@@ -133,6 +135,17 @@ pub(super) fn client(settings: &Settings, access: GatewayAccess) -> ClientConfig
         // A call that may take only a few seconds may not be silent for as long.
         idle_timeout: settings.request_timeout.map_or(STREAM_IDLE_TIMEOUT, |most| STREAM_IDLE_TIMEOUT.min(most / 2)),
     }
+}
+
+/// What nodes of a database must have in common.
+pub(super) fn common_settings(settings: &Settings) -> Vec<(&'static str, &str)> {
+    let secrets = [
+        ("ADMIN_TOKEN", &settings.admin_token),
+        ("WEBHOOK_SECRET", &settings.webhook_secret),
+        ("ANTHROPIC_API_KEY", &settings.anthropic_api_key),
+        ("API_KEYS", &settings.api_keys),
+    ];
+    secrets.map(|(name, value)| (name, value.as_ref().map_or("", |value| value.expose_secret()))).into()
 }
 
 pub(super) fn agent(settings: &Settings, claude: Claude, prompts: Prompts) -> Agent {

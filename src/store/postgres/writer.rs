@@ -96,7 +96,7 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) async fn open(shared: Arc<Shared>, lanes: Lanes) -> Result<Writer, OpenError> {
         let session = Session::open(&shared.database).await?;
-        shared.clock.resume(session.saved_time().await?.as_ref());
+        session.resume(&shared.clock).await?;
         Ok(Writer { shared, lanes, session, epoch: None, next: None })
     }
 
