@@ -49,12 +49,20 @@ pub(super) enum Standing {
 /// It begins nothing more.
 const BEAT_LIMIT: Duration = Duration::from_secs(4);
 
+/// Without an answer for so long, changes by others may not have come either.
+const HEARING_LIMIT: Duration = Duration::from_secs(2);
+
 impl Shared {
     /// Why the store can't be used at the moment, if so.
     pub(super) fn trouble(&self) -> Option<String> {
         let is_silent = || self.beat_at.lock().elapsed() > BEAT_LIMIT;
         let silence = || format!("the database has not answered for {} s", BEAT_LIMIT.as_secs());
         self.trouble.lock().clone().or_else(|| is_silent().then(silence))
+    }
+
+    /// Whether this node hears of changes by others as they are made.
+    pub(super) fn hears(&self) -> bool {
+        self.trouble().is_none() && self.beat_at.lock().elapsed() <= HEARING_LIMIT
     }
 
     pub(super) fn set_trouble(&self, trouble: Option<String>) {
