@@ -9,18 +9,22 @@
 //! - `duties`: what one node does for all
 //! - `error`: why the service can't start
 //! - `machine`: what the machine allows
+//! - `memo`: what the dispatcher knows, for the other nodes
 //! - `model_check`: whether the models exist
 //! - `parts`: each part's configuration, and the constants that are not settings
 //! - `secrets`: the data folder and the secrets that are generated
+//! - `transfer`: offline exports, imports and moves
 //! - `upkeep`: the schema is compiled ahead, old prices are noted
 
 mod door;
 mod duties;
 pub mod error;
 mod machine;
+mod memo;
 mod model_check;
 mod parts;
 mod secrets;
+pub mod transfer;
 mod upkeep;
 
 use std::{
@@ -31,6 +35,7 @@ use std::{
 };
 
 use axum_server::Handle;
+use parking_lot::Mutex;
 use secrecy::SecretString;
 use tokio::{
     sync::mpsc,
@@ -39,7 +44,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
-use self::{duties::Duties, error::StartError, upkeep::Upkeep};
+use self::{duties::Duties, error::StartError, memo::Memo, upkeep::Upkeep};
 pub use self::{
     parts::{Tuning, is_in_use},
     secrets::{admin_token_file, stored_admin_token},
@@ -55,14 +60,16 @@ use crate::{
         environment::{self, GatewayAccess},
     },
     dashboard::{self, Sessions},
-    http::{self, api::Api, failures::Failures, memory::MemoryBudget, memos::Memos, observe::RefusalLog},
+    http::{self, api::Api, caps::Caps, failures::Failures, memory::MemoryBudget, memos::Memos, observe::RefusalLog},
     ledger::Spending,
+    limits::Limits,
     metrics::Metrics,
     prompts::Prompts,
     queue::{Operations, Queue},
-    registry::Registry,
+    registry::{Live, Registry, Unavailable},
     store::{
         Store,
+        archive::{self, Writer},
         postgres::{PostgresStore, Seat},
         sled::{
             SledStore,
@@ -123,17 +130,22 @@ impl App {
         secrets::guard_folder(&settings.data_dir);
         let metrics = Metrics::new();
         let (store, seat, claude) = open(settings, access, &clock, &metrics).await?;
+        if let Some(origin) = archive::marked(&*store).await.map_err(Unavailable::from)? {
+            store.close().await;
+            return Err(StartError::HalfMoved { origin });
+        }
         let (admin_token, is_new) = secrets::admin_token(settings)?;
         let agent = parts::agent(settings, claude, prompts.clone());
         let spending = Spending::default();
         let budget = parts::budget(settings, &agent.planner, &clock, spending.clone())?;
         let limits = parts::limits(settings, &agent.planner, budget);
         let closing = CancellationToken::new();
-        let policy = parts::policy(settings, tuning, &agent.planner, &limits, &clock);
+        let policy = parts::policy(settings, tuning, address, &agent.planner, &limits, &clock);
         let queue = Queue::open(Arc::clone(&store), clock.clone(), policy, metrics.clone(), spending, closing.clone());
         let queue = queue.await.map_err(StartError::Recovery)?;
+        let node = settings.database_url.is_some().then(|| parts::node(settings, address));
         let registry = Registry::new(Arc::clone(&store) as _);
-        let audit = Arc::new(AuditLog::new(Arc::clone(&store) as _, clock.clone()));
+        let audit = Arc::new(AuditLog::new(Arc::clone(&store) as _, clock.clone(), node));
         let keys = settings.api_keys.as_ref();
         let needs_key = settings.requires_api_key();
         let auth = Auth::load(admin_token.clone(), keys, tokens, needs_key, registry.clone(), clock.clone()).await?;
@@ -141,16 +153,19 @@ impl App {
         let webhooks = webhooks(settings, &queue, &store, registry.clone(), &clock, &metrics)?;
         let http = Handle::new();
         let server = door::server(listener, address, machine::max_connections(), metrics.clone(), &http)?;
-        let sessions = Sessions::load(registry.clone(), clock.clone()).await?;
-        let upkeep = Upkeep {
+        let sessions = Sessions::new(registry.clone(), clock.clone());
+        let caps = Arc::new(Caps::new(limits.clone(), registry.clone()));
+        caps.reload(caps.prefix()).await?;
+        let upkeep = Arc::new(Upkeep {
             operations: queue.operations(),
-            registry,
+            registry: registry.clone(),
             ledger: Arc::clone(&store) as _,
             limits: limits.clone(),
             agent: agent.clone(),
             closing: closing.clone(),
             warm_up_after: tuning.warm_up_after.filter(|_| !tuning.is_simulated),
-        };
+        });
+        let memo = seat.is_some().then(|| Arc::new(memo(&queue, &registry, &limits, &agent, &clock)));
         let worker = Worker {
             queue: queue.work(),
             limits: limits.clone(),
@@ -164,19 +179,25 @@ impl App {
             worker: worker.clone(),
             calls: parts::workers(settings),
             webhooks: webhooks.clone(),
-            upkeep,
+            upkeep: Arc::clone(&upkeep),
+            memo: memo.clone(),
             tracker: tracker.clone(),
         };
         if let Some(disk) = parts::disk_watch(settings, tuning, &metrics) {
             disk.look(&worker.queue).await;
             tracker.spawn(disk.run(worker.queue.clone(), closing.clone()));
         }
+        let mut copies = operations.live();
+        copies.extend([Arc::clone(&auth) as Arc<dyn Live>, Arc::clone(&caps) as _, upkeep as _]);
+        copies.extend(memo.map(|memo| memo as _));
         duties.begin(seat, fault.clone()).await?;
 
         // From here on nothing fails: tasks that run already would outlive a failed start.
         announce_access(auth.is_open(), address, tuning.is_simulated);
         tracker.spawn(sweeper::history::run(operations.clone(), closing.clone()));
-        let api = api(settings, &queue, &worker, &prompts, &auth, (&store, &audit), webhooks);
+        let following = closing.clone();
+        tracker.spawn(async move { following.run_until_cancelled(registry.follow(copies)).await });
+        let api = api(settings, &queue, &worker, &prompts, (&auth, caps), (&store, &audit), webhooks);
         let shown = parts::shown(settings, tuning, address);
         let router = http::router(api, |api| dashboard::router(api, sessions, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
@@ -228,7 +249,7 @@ impl App {
     pub async fn reload(&self, actor: &str) {
         let (prompts, auth) = (self.prompts.clone(), Arc::clone(&self.auth));
         let reload = move || {
-            auth.reload();
+            auth.reload_tokens();
             prompts.reload()
         };
         match task::spawn_blocking(reload).await {
@@ -267,9 +288,9 @@ impl App {
     }
 }
 
-/// Writes what can be read of the jobs in the data folder to `out`, a JSON line each. Needs no service, changes nothing.
-pub fn salvage(settings: &Settings, out: &mut dyn Write) -> Result<Summary, SalvageError> {
-    salvage::export(&parts::store_folder(settings), out)
+/// Writes what can be read of the jobs in the data folder. Needs no service, changes nothing.
+pub fn salvage<W: Write>(settings: &Settings, out: &mut Writer<W>) -> Result<Summary, SalvageError> {
+    salvage::export(&parts::store_folder(&settings.data_dir), out)
 }
 
 /// Opens the store and makes the client for Claude, at the same time, as both block: on the disk, and on hundreds of
@@ -290,9 +311,20 @@ async fn open(
         let seat = store.seat();
         return Ok((Arc::new(store), Some(seat), client.await??));
     }
-    let config = parts::store(settings);
+    let config = parts::store(&settings.data_dir, !settings.cache_ttl.is_zero());
     let store = task::spawn_blocking(move || SledStore::open(config, clock, metrics)).await??;
     Ok((Arc::new(store), None, client.await??))
+}
+
+fn memo(queue: &Queue, registry: &Registry, limits: &Limits, agent: &Agent, clock: &Clock) -> Memo {
+    Memo {
+        registry: registry.clone(),
+        operations: queue.operations(),
+        limits: limits.clone(),
+        models: agent.planner.models.clone(),
+        clock: clock.clone(),
+        is_dispatcher: Mutex::new(false),
+    }
 }
 
 fn webhooks(
@@ -314,7 +346,7 @@ fn api(
     queue: &Queue,
     worker: &Worker,
     prompts: &Prompts,
-    auth: &Arc<Auth>,
+    (auth, caps): (&Arc<Auth>, Arc<Caps>),
     (store, audit): (&Arc<dyn Store>, &Arc<AuditLog>),
     webhooks: Webhooks,
 ) -> Api {
@@ -322,8 +354,10 @@ fn api(
         queue: queue.clone(),
         operations: queue.operations(),
         ledger: Arc::clone(store) as _,
+        store: Arc::clone(store),
         audit: Arc::clone(audit),
         limits: worker.limits.clone(),
+        caps,
         models: worker.agent.planner.models.clone(),
         notes: {
             let (planner, queue) = (worker.agent.planner.clone(), queue.clone());

@@ -75,6 +75,9 @@ pub struct Entry {
     /// Number of changed jobs. Absent if the action is not about jobs or has not changed any yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jobs: Option<usize>,
+    /// The node that the operator used. Absent on a service on its own disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
 
 /// An action of an operator, before it is recorded.
@@ -92,6 +95,8 @@ pub struct AuditAction<'a> {
 pub struct AuditLog {
     store: Arc<dyn store::Registry>,
     clock: Clock,
+    /// The name of this node, if there may be several.
+    node: Option<String>,
     ids: Ids,
     /// The entries to which a repeated action may be added, by actor and action.
     open: Mutex<HashMap<(String, String), Arc<OpenEntry>>>,
@@ -145,8 +150,8 @@ impl OpenEntry {
 }
 
 impl AuditLog {
-    pub fn new(store: Arc<dyn store::Registry>, clock: Clock) -> AuditLog {
-        AuditLog { store, clock, ids: Ids::default(), open: Mutex::default() }
+    pub fn new(store: Arc<dyn store::Registry>, clock: Clock, node: Option<String>) -> AuditLog {
+        AuditLog { store, clock, node, ids: Ids::default(), open: Mutex::default() }
     }
 
     /// Records an action. Returns its entry, to which [`AuditLog::record_jobs`] adds.
@@ -202,7 +207,7 @@ impl AuditLog {
         }
         let (actor, action) = key.clone();
         let (id, detail) = (self.ids.next(now), detail.map(str::to_owned));
-        let entry = Entry { id, at: now, last_at: now, count: 1, actor, action, detail, jobs };
+        let entry = Entry { id, at: now, last_at: now, count: 1, actor, action, detail, jobs, node: self.node.clone() };
         let entry = Arc::new(OpenEntry { state: Mutex::new((entry, 1)), written: AsyncMutex::new(0) });
         open.insert(key, Arc::clone(&entry));
         entry
@@ -237,7 +242,7 @@ mod tests {
 
     fn log() -> (Arc<MemoryStore>, AuditLog, Clock) {
         let (store, clock) = (Arc::<MemoryStore>::default(), Clock::manual(Timestamp::from_millis(1_795_435_200_000)));
-        (Arc::clone(&store), AuditLog::new(store, clock.clone()), clock)
+        (Arc::clone(&store), AuditLog::new(store, clock.clone(), None), clock)
     }
 
     fn cancel<'a>(actor: &'a str, detail: &'a str) -> AuditAction<'a> {
@@ -259,7 +264,7 @@ mod tests {
                 recorded.unwrap();
             }
         }
-        let entries = AuditLog::new(store, clock).read(None, 9).await.unwrap();
+        let entries = AuditLog::new(store, clock, None).read(None, 9).await.unwrap();
         assert_eq!(counts(&entries), [("bob", 20_000), ("alice", 1)]);
         let folded = &entries[0];
         assert_eq!((folded.jobs, folded.last_at.since(folded.at)), (Some(20_000), Duration::from_secs(19)));
@@ -297,5 +302,21 @@ mod tests {
             let entries = log.read(None, 9).await.unwrap();
             assert_eq!(entries.iter().filter_map(|entry| entry.detail.as_deref()).collect::<Vec<_>>(), expected);
         }
+    }
+
+    #[tokio::test]
+    async fn entries_of_two_nodes_at_one_moment_are_apart_and_name_their_node() {
+        let (store, _, clock) = log();
+        let node = |name: &str| AuditLog::new(Arc::clone(&store) as _, clock.clone(), Some(name.to_owned()));
+        let nodes = [node("a"), node("b")];
+        for n in 0..100 {
+            let actor = format!("operator {n}");
+            for log in &nodes {
+                log.record(cancel(&actor, "x"), None).await.unwrap();
+            }
+        }
+        let entries = nodes[0].read(None, 300).await.unwrap();
+        let of = |name: &str| entries.iter().filter(|entry| entry.node.as_deref() == Some(name)).count();
+        assert_eq!((entries.len(), of("a"), of("b")), (200, 100, 100));
     }
 }

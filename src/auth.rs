@@ -9,13 +9,14 @@ pub mod jwt;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use async_trait::async_trait;
 use hex::FromHex;
 use parking_lot::RwLock;
 use rand::distr::{Alphanumeric, SampleString};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 use tracing::{error, info};
 
 pub use self::identity::{Identity, Scope};
@@ -25,7 +26,7 @@ use crate::{
     config::placeholder::is_guessable,
     digest::sha256,
     job::caller::ADMIN_TOKEN,
-    registry::{Registry, Unavailable},
+    registry::{Live, Registry, Unavailable},
 };
 
 /// Prefix of keys, so that secret scanners can recognise them.
@@ -52,6 +53,8 @@ pub enum Refused {
     Missing,
     #[error("the key or token in the Authorization header is not valid; send Authorization: Bearer <key>")]
     Wrong,
+    #[error("the API keys can't be read at the moment; try again")]
+    Unavailable,
 }
 
 /// Keys that can't be used. No message holds a key.
@@ -118,6 +121,11 @@ impl Key {
     fn is_valid(&self) -> bool {
         self.revoked_at.is_none()
     }
+
+    /// It comes from the settings, not from the store.
+    fn is_of_settings(&self) -> bool {
+        self.created_at.is_none()
+    }
 }
 
 pub struct Auth {
@@ -125,6 +133,8 @@ pub struct Auth {
     keys: RwLock<Vec<Key>>,
     /// Held from the check of a name until the key is stored: the second of two keys with one name would replace the first.
     changing: Mutex<()>,
+    /// When the newest read of all keys began. Held during a read, so that no older read replaces a newer one.
+    read_at: Mutex<Option<Instant>>,
     revocations: AtomicU64,
     tokens: Option<Tokens>,
     is_key_required: bool,
@@ -141,27 +151,23 @@ impl Auth {
         registry: Registry,
         clock: Clock,
     ) -> Result<Auth, AuthError> {
-        let mut keys = of_settings(api_keys)?;
-        for (_, key) in registry.load::<Key>(SETTING).await? {
-            // The settings outrank the store, as they do everywhere.
-            if !keys.iter().any(|known| known.name == key.name) {
-                keys.push(key);
-            }
-        }
-        let admin = hash(admin_token.expose_secret().as_bytes());
-        if let Some(key) = keys.iter().find(|key| key.hash == admin && key.is_valid()) {
-            return Err(AuthError::IsAdminToken(key.name.clone()));
-        }
-        Ok(Auth {
+        let auth = Auth {
             admin_token,
-            keys: RwLock::new(keys),
+            keys: RwLock::new(of_settings(api_keys)?),
             changing: Mutex::default(),
+            read_at: Mutex::default(),
             revocations: AtomicU64::new(0),
             tokens,
             is_key_required,
             registry,
             clock,
-        })
+        };
+        auth.reload(SETTING).await?;
+        let admin = hash(auth.admin_token.expose_secret().as_bytes());
+        if let Some(key) = auth.keys().iter().find(|key| key.hash == admin && key.is_valid()) {
+            return Err(AuthError::IsAdminToken(key.name.clone()));
+        }
+        Ok(auth)
     }
 
     pub fn is_open(&self) -> bool {
@@ -169,7 +175,7 @@ impl Auth {
     }
 
     /// Reads the keys of JWTs again; after an error the old ones stay in use. May block.
-    pub fn reload(&self) {
+    pub fn reload_tokens(&self) {
         match self.tokens.as_ref().map(Tokens::reload) {
             Some(Ok(keys)) => {
                 // A key that is gone revokes the tokens that it signed.
@@ -181,29 +187,42 @@ impl Auth {
         }
     }
 
-    pub fn identify(&self, header: Option<&[u8]>) -> Result<Identity, Refused> {
+    /// Who sent this header. While this node does not hear of revoked keys, it asks the store.
+    pub async fn identify(&self, header: Option<&[u8]>) -> Result<Identity, Refused> {
         let identity = match header {
             None => Err(Refused::Missing),
-            Some(header) => bearer(header).and_then(|given| self.identity(given)).ok_or(Refused::Wrong),
+            Some(header) => match bearer(header) {
+                Some(given) => self.identity(given).await?.ok_or(Refused::Wrong),
+                None => Err(Refused::Wrong),
+            },
         };
         // An open service may stand behind a gateway with credentials of its own.
         let anonymous = Identity { name: None, scope: Scope::Analyze };
         if self.is_open() { Ok(identity.unwrap_or(anonymous)) } else { identity }
     }
 
-    fn identity(&self, given: &[u8]) -> Option<Identity> {
+    async fn identity(&self, given: &[u8]) -> Result<Option<Identity>, Refused> {
         let named = |name: &str, scope| Some(Identity { name: Some(name.to_owned()), scope });
         if matches(self.admin_token.expose_secret().as_bytes(), given) {
-            return named(ADMIN_TOKEN, Scope::Admin);
+            return Ok(named(ADMIN_TOKEN, Scope::Admin));
         }
+        let (mut found, token) = (self.find(given), || self.tokens.as_ref().and_then(|tokens| tokens.identify(given)));
+        let is_of_store = !found.as_ref().is_some_and(Key::is_of_settings);
+        if is_of_store && !self.registry.is_watch_live() && token().is_none() {
+            self.reload_since(Instant::now()).await.map_err(|_| Refused::Unavailable)?;
+            found = self.find(given);
+        }
+        Ok(match found {
+            Some(key) => named(caller(&key.name), key.scope),
+            None => token(),
+        })
+    }
+
+    fn find(&self, given: &[u8]) -> Option<Key> {
         let hash = hash(given);
         // In constant time: compares with every key.
         let matching = |found, key: &Key| if bool::from(key.hash.ct_eq(&hash)) { Some(key.clone()) } else { found };
-        let found = self.keys.read().iter().filter(|key| key.is_valid()).fold(None, matching);
-        match found {
-            Some(key) => named(caller(&key.name), key.scope),
-            None => self.tokens.as_ref()?.identify(given),
-        }
+        self.keys.read().iter().filter(|key| key.is_valid()).fold(None, matching)
     }
 
     pub fn keys(&self) -> Vec<Key> {
@@ -226,6 +245,8 @@ impl Auth {
             revoked_at: None,
         };
         let _changing = self.changing.lock().await;
+        // Another node may have changed it a moment ago.
+        self.reload(&setting(name)).await?;
         let valid: Vec<Key> = self.keys().into_iter().filter(Key::is_valid).collect();
         if valid.iter().any(|known| known.name == name) {
             return Err(KeyError::Exists(name.to_owned()));
@@ -239,9 +260,10 @@ impl Auth {
 
     pub async fn revoke(&self, name: &str) -> Result<Key, KeyError> {
         let _changing = self.changing.lock().await;
+        self.reload(&setting(name)).await?;
         let found = self.keys().into_iter().find(|key| key.name == name && key.is_valid());
         let valid = found.ok_or_else(|| KeyError::NotFound(name.to_owned()))?;
-        if valid.created_at.is_none() {
+        if valid.is_of_settings() {
             return Err(KeyError::OfSettings(name.to_owned()));
         }
         let key = Key { revoked_at: Some(self.clock.now()), ..valid.clone() };
@@ -262,15 +284,45 @@ impl Auth {
         let mut revoked: Vec<Key> = self.keys().into_iter().filter(|key| !key.is_valid()).collect();
         revoked.sort_by_key(|key| key.revoked_at);
         for key in &revoked[..revoked.len().saturating_sub(MAX_REVOKED)] {
-            self.registry.delete(format!("{SETTING}{}", key.name)).await?;
+            self.registry.delete(setting(&key.name)).await?;
             self.keys.write().retain(|known| known.name != key.name);
         }
         Ok(())
     }
 
     async fn save(&self, key: &Key) -> Result<(), KeyError> {
-        self.registry.put(format!("{SETTING}{}", key.name), key).await?;
-        self.remember(key.clone());
+        let name = setting(&key.name);
+        self.registry.put(name.clone(), key).await?;
+        // As it is stored, not as it was given: another node may have changed it since. The key is durable in any case.
+        let _ = self.reload(&name).await;
+        Ok(())
+    }
+
+    /// Reads all keys again, unless a read has done so that began after `since`: many requests share one.
+    async fn reload_since(&self, since: Instant) -> Result<(), Unavailable> {
+        let mut read_at = self.read_at.lock().await;
+        if read_at.is_some_and(|at| at >= since) { Ok(()) } else { self.reload_with(&mut read_at, SETTING).await }
+    }
+
+    async fn reload_with(&self, read_at: &mut Option<Instant>, changed: &str) -> Result<(), Unavailable> {
+        let begun = Instant::now();
+        let stored = self.registry.load::<Key>(changed).await?;
+        let mut keys = self.keys.write();
+        let before = keys.clone();
+        keys.retain(|key| key.is_of_settings() || !setting(&key.name).starts_with(changed));
+        for (_, key) in stored {
+            // The settings outrank the store, as they do everywhere.
+            if !keys.iter().any(|known| known.name == key.name) {
+                keys.push(key);
+            }
+        }
+        let is_revoked = |key: &&Key| key.is_valid() && !keys.contains(key);
+        if before.iter().any(|key| is_revoked(&key)) {
+            self.revocations.fetch_add(1, Ordering::Release);
+        }
+        if changed == SETTING {
+            *read_at = Some(begun);
+        }
         Ok(())
     }
 
@@ -279,6 +331,22 @@ impl Auth {
         keys.retain(|known| known.name != key.name);
         keys.push(key);
     }
+}
+
+#[async_trait]
+impl Live for Auth {
+    fn prefix(&self) -> &'static str {
+        SETTING
+    }
+
+    async fn reload(&self, changed: &str) -> Result<(), Unavailable> {
+        let mut read_at = self.read_at.lock().await;
+        self.reload_with(&mut read_at, changed).await
+    }
+}
+
+fn setting(name: &str) -> String {
+    format!("{SETTING}{name}")
 }
 
 fn bearer(header: &[u8]) -> Option<&[u8]> {
@@ -356,11 +424,13 @@ mod tests {
     use std::sync::Arc;
 
     use futures_util::FutureExt;
+    use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
     use crate::{
         metrics::Metrics,
         store::{
+            fault::{FaultStore, Outage},
             memory::MemoryStore,
             sled::{SledConfig, SledStore},
         },
@@ -428,13 +498,61 @@ mod tests {
         let auth = Auth::load("s3cret".into(), None, None, true, registry.clone(), clock.clone()).await.unwrap();
         let (_, key) = auth.create("ci", Scope::Analyze, ADMIN_TOKEN).await.unwrap();
         let header = format!("Bearer {}", key.expose_secret());
-        assert!(auth.identify(Some(header.as_bytes())).is_ok());
+        assert!(auth.identify(Some(header.as_bytes())).await.is_ok());
         assert!(auth.revoke("ci").now_or_never().is_none(), "the store has yet to write it down");
-        assert_eq!(auth.identify(Some(header.as_bytes())), Err(Refused::Wrong));
+        assert_eq!(auth.identify(Some(header.as_bytes())).await, Err(Refused::Wrong));
         // The store makes changes in order, so the revocation is done before this one.
         auth.create("other", Scope::Read, ADMIN_TOKEN).await.unwrap();
         let again = Auth::load("s3cret".into(), None, None, true, registry, clock).await.unwrap();
-        assert_eq!(again.identify(Some(header.as_bytes())), Err(Refused::Wrong));
+        assert_eq!(again.identify(Some(header.as_bytes())).await, Err(Refused::Wrong));
+    }
+
+    /// A node over `store`, and a task in which its keys follow the store.
+    async fn node(store: &Arc<FaultStore<MemoryStore>>) -> (Arc<Auth>, AbortOnDropHandle<()>) {
+        let registry = Registry::new(Arc::clone(store) as _);
+        let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
+        let auth = Auth::load("s3cret".into(), None, None, true, registry.clone(), clock).await.unwrap();
+        let auth = Arc::new(auth);
+        let copies: Vec<Arc<dyn Live>> = vec![Arc::clone(&auth) as _];
+        (auth, AbortOnDropHandle::new(tokio::spawn(async move { registry.follow(copies).await })))
+    }
+
+    async fn identify(auth: &Auth, key: &SecretString) -> Result<(), Refused> {
+        auth.identify(Some(format!("Bearer {}", key.expose_secret()).as_bytes())).await.map(drop)
+    }
+
+    #[tokio::test]
+    async fn a_key_is_valid_and_revoked_on_all_nodes() {
+        let store = Arc::new(FaultStore::over(MemoryStore::default()));
+        let ((one, _one), (other, _other)) = (node(&store).await, node(&store).await);
+        let (_, key) = one.create("ci", Scope::Analyze, "ops").await.unwrap();
+        while identify(&other, &key).await != Ok(()) {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(other.create("ci", Scope::Read, "ops").await, Err(KeyError::Exists(_))));
+        let revocations = other.revocations();
+        one.revoke("ci").await.unwrap();
+        while identify(&other, &key).await != Err(Refused::Wrong) {
+            tokio::task::yield_now().await;
+        }
+        assert!(other.revocations() > revocations, "open connections look again");
+        assert!(matches!(other.revoke("ci").await, Err(KeyError::NotFound(_))));
+    }
+
+    #[tokio::test]
+    async fn a_node_that_does_not_hear_of_changes_asks_the_store_and_refuses_without_it() {
+        let store = Arc::new(FaultStore::over(MemoryStore::default()));
+        let ((one, _one), (other, task)) = (node(&store).await, node(&store).await);
+        let (_, key) = one.create("ci", Scope::Analyze, "ops").await.unwrap();
+        drop(task);
+        assert_eq!(identify(&other, &key).await, Err(Refused::Wrong), "it has not heard of the key");
+        store.lose_watch();
+        assert_eq!(identify(&other, &key).await, Ok(()));
+        one.revoke("ci").await.unwrap();
+        assert_eq!(identify(&other, &key).await, Err(Refused::Wrong));
+        store.break_down(Outage::Fails);
+        assert_eq!(identify(&other, &key).await, Err(Refused::Unavailable));
+        assert_eq!(identify(&other, &"s3cret".into()).await, Ok(()), "the admin token is no setting of the store");
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ mod loadtest;
 mod local_service;
 mod logging;
 mod memo;
+mod move_data;
 mod operate;
 mod outcome;
 mod own_data;
@@ -64,10 +65,12 @@ const EXAMPLES: &str = "Examples:
   ceoagent keys create alice           create an API key for a caller
   ceoagent webhooks test https://example.com/hook
                                        send a signed test message to a receiver
-  ceoagent export > jobs.jsonl         export all jobs
+  ceoagent export > archive.jsonl      export jobs, costs, history and audit log
+  ceoagent move --from data --to DATABASE_URL
+                                       move everything from the data folder to PostgreSQL
   ceoagent loadtest --rate 30 --html report.html
                                        measure the service under overload
-  ceoagent export --salvage > jobs.jsonl
+  ceoagent export --salvage > archive.jsonl
                                        recover jobs from a damaged data folder
   ceoagent openapi > openapi.json      the OpenAPI document, for client generators";
 
@@ -100,12 +103,14 @@ enum Command {
     Resume(Box<operate::Operate>),
     /// Check that a running service is alive or, with --ready, that it accepts jobs; exit code 1 if not
     Healthcheck(Box<healthcheck::Healthcheck>),
-    /// Export all jobs to standard output as JSON lines
+    /// Export an archive to standard output as JSON lines
     Export(Box<export::Export>),
     /// Change the owner of the data folder to the service's user; for containers, needs root
     OwnData(Box<own_data::OwnData>),
-    /// Import exported jobs from standard input into a running service
+    /// Import an archive from standard input, into a running service or an empty place
     Import(Box<import::Import>),
+    /// Move everything between a data folder and PostgreSQL, while no service runs
+    Move(Box<move_data::Move>),
     /// Submit questions at a given rate and report the results, by default to a service with a simulated Claude
     Loadtest(Box<loadtest::Loadtest>),
     /// Print the OpenAPI document
@@ -189,6 +194,7 @@ fn shown_settings(command: &str) -> &'static [&'static str] {
         "demo" => &["host", "port", "data_dir", "model_name"],
         "healthcheck" => &["host", "port"],
         "own-data" => &["data_dir"],
+        "move" => &["database_url"],
         "loadtest" => &["data_dir", "workers", "max_queued_jobs"],
         _ => &[],
     }
@@ -257,6 +263,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
         Command::Export(export) => block_on(export.run()),
         Command::OwnData(own_data) => own_data.run(),
         Command::Import(import) => block_on(import.run()),
+        Command::Move(moving) => block_on(moving.run()),
         Command::Loadtest(test) => {
             test.settings.validate()?;
             block_on(test.run(is_set("port")))

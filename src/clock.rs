@@ -424,6 +424,46 @@ fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// A smaller difference is that of two readings.
+const SAME_MOMENT: Duration = Duration::from_millis(100);
+
+/// One moment by both clocks. The same moment is always converted to the same time.
+#[derive(Clone, Copy, Debug)]
+pub struct Moments {
+    instant: tokio::time::Instant,
+    at: Timestamp,
+}
+
+impl Moments {
+    pub fn now(clock: &Clock) -> Moments {
+        Moments { instant: tokio::time::Instant::now(), at: clock.now() }
+    }
+
+    /// The same, unless the clocks have run apart.
+    pub fn renewed(self, clock: &Clock) -> Moments {
+        let now = Moments::now(clock);
+        let expected = self.timestamp(now.instant);
+        let is_apart = expected.since(now.at).max(now.at.since(expected)) > SAME_MOMENT;
+        if is_apart { now } else { self }
+    }
+
+    pub fn timestamp(&self, instant: tokio::time::Instant) -> Timestamp {
+        match instant.checked_duration_since(self.instant) {
+            Some(later) => self.at.plus(later),
+            None => self.at.minus(self.instant - instant),
+        }
+    }
+
+    /// A moment from before this machine's start counts as now.
+    pub fn instant(&self, at: Timestamp) -> tokio::time::Instant {
+        let moved = match at >= self.at {
+            true => self.instant.checked_add(at.since(self.at)),
+            false => self.instant.checked_sub(self.at.since(at)),
+        };
+        moved.unwrap_or(self.instant)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -585,5 +625,22 @@ mod tests {
         let clock = Clock::system();
         let (now, wall) = (clock.now(), clock.wall());
         assert!(wall.since(now) <= TOLERANCE && clock.lead() <= TOLERANCE, "{now} {wall}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_moment_has_the_same_time_on_both_nodes_and_after_a_jump_of_the_clock_the_new_one() {
+        let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
+        let moments = Moments::now(&clock);
+        for instant in
+            [tokio::time::Instant::now() + Duration::from_secs(5), tokio::time::Instant::now() - Duration::from_secs(5)]
+        {
+            assert_eq!(moments.instant(moments.timestamp(instant)), instant);
+        }
+        let later = tokio::time::Instant::now() + Duration::from_secs(1);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(moments.renewed(&clock).timestamp(later), clock.now());
+        clock.advance(Duration::from_mins(1));
+        assert_eq!(moments.renewed(&clock).timestamp(later), clock.now());
     }
 }

@@ -1,11 +1,17 @@
 //! How the service fared over time: what happened in each minute of the last two days, and in each hour of the last ninety
 //! days. In memory for those who look, in the store for the next start; a crash costs the minute that it falls into.
 //!
-//! Counted as things happen, written once a minute by `sweeper`: two small records, however much happened. Each period has
-//! a place in a ring that a later one takes over, so the store holds so many records and no more, whatever the clock does.
+//! Counted as things happen, written once a minute by `sweeper`: two small rows, however much happened. Each node writes rows
+//! of its own and follows those of the others; a period is their sum. So of other nodes the minute under way is missing. Any
+//! node deletes the oldest rows, so that the store holds so many periods and no more, whatever the clock does.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
+use async_trait::async_trait;
+use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -13,21 +19,25 @@ use crate::{
     clock::{Clock, Timestamp},
     job::StatusCounts,
     metrics::{Metrics, kind},
-    registry::{Registry, Unavailable},
+    registry::{Live, Registry, Unavailable},
 };
 
-/// Minutes kept: two days, so that yesterday can be laid beside today.
-const MINUTES: u32 = 2 * 24 * 60;
+/// Stored minutes: two days, so that yesterday can be compared with today.
+const MINUTES: usize = 2 * 24 * 60;
 
-/// Hours kept: a quarter of a year.
-const HOURS: u32 = 90 * 24;
+/// Stored hours: a quarter of a year.
+const HOURS: usize = 90 * 24;
 
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 
-/// The settings that hold the records: these, and a place in the ring.
+/// What the names of the rows begin with. The number of the period and the name of the node follow.
+const SETTING: &str = "history/";
 const MINUTE_SETTING: &str = "history/minute/";
 const HOUR_SETTING: &str = "history/hour/";
+
+/// Most rows of each kind that are deleted at a time.
+const MAX_DELETED: usize = 256;
 
 /// Times are recorded to about 4 %: so many steps from one power of two to the next.
 const STEPS: f64 = 8.0;
@@ -84,15 +94,19 @@ pub struct History {
     clock: Clock,
     metrics: Metrics,
     registry: Registry,
+    /// The name of this node, which no other live node has.
+    node: String,
     state: Mutex<State>,
 }
 
+/// By the number of the period since 1970, and the node.
+type Rows = BTreeMap<(u32, String), Period>;
+
 #[derive(Debug, Default)]
 struct State {
-    /// By their number since 1970.
-    minutes: BTreeMap<u32, Period>,
-    hours: BTreeMap<u32, Period>,
-    /// Since the last record.
+    minutes: Rows,
+    hours: Rows,
+    /// On this node since its last record.
     times: Times,
     in_time: u64,
     late: u64,
@@ -191,19 +205,16 @@ impl History {
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn load(registry: Registry, clock: Clock, metrics: Metrics) -> Result<History, Unavailable> {
-        let read = async |setting, length| {
-            let stored = registry.load::<Period>(setting).await?.into_iter();
-            Ok::<BTreeMap<u32, Period>, Unavailable>(
-                stored.map(|(_, period)| (number(period.at, length), period)).collect(),
-            )
-        };
-        let state = State {
-            minutes: read(MINUTE_SETTING, MINUTE).await?,
-            hours: read(HOUR_SETTING, HOUR).await?,
-            ..State::default()
-        };
-        Ok(History { clock, metrics, registry, state: Mutex::new(state) })
+    pub async fn load(
+        registry: Registry,
+        clock: Clock,
+        metrics: Metrics,
+        node: String,
+    ) -> Result<History, Unavailable> {
+        let minutes = read_rows(&registry, MINUTE_SETTING, MINUTE_SETTING).await?;
+        let hours = read_rows(&registry, HOUR_SETTING, HOUR_SETTING).await?;
+        let state = State { minutes, hours, ..State::default() };
+        Ok(History { clock, metrics, registry, node, state: Mutex::new(state) })
     }
 
     /// A job has ended with a memo, so long after it was accepted.
@@ -223,14 +234,14 @@ impl History {
         let now = self.clock.now();
         let state = self.state.lock();
         let (news, _) = state.news(now, &self.metrics, counts);
-        let ring = match resolution {
+        let rows = match resolution {
             Resolution::Minute | Resolution::QuarterHour => &state.minutes,
             Resolution::Hour | Resolution::Day => &state.hours,
         };
         let length = resolution.period();
         let first = number(from, length);
         let mut periods: BTreeMap<u32, Period> = BTreeMap::new();
-        for part in ring.values().chain([&news]).filter(|part| part.at <= now) {
+        for part in rows.values().chain([&news]).filter(|part| part.at <= now) {
             let place = number(part.at, length);
             if place >= first {
                 periods.entry(place).or_insert_with(|| Period::new(start(place, length))).add(part);
@@ -244,16 +255,71 @@ impl History {
     /// # Errors
     /// [`Unavailable`]; then it is in memory, and in the store with the next record of the same hour.
     pub async fn record(&self, at: Timestamp, counts: StatusCounts) -> Result<(), Unavailable> {
-        let (minute, hour) = self.state.lock().record(at, &self.metrics, counts);
-        let put = async |setting: &str, place: u32, period: &Period| {
-            self.registry.put(format!("{setting}{place:04}"), period).await
+        let (minute, hour, surplus) = {
+            let mut state = self.state.lock();
+            let (minute, hour) = state.record(at, &self.metrics, counts, &self.node);
+            (minute, hour, state.remove_surplus())
         };
-        tokio::try_join!(
-            put(MINUTE_SETTING, number(at, MINUTE) % MINUTES, &minute),
-            put(HOUR_SETTING, number(at, HOUR) % HOURS, &hour),
-        )?;
+        let put = async |setting: &str, length: Duration, period: &Period| {
+            self.registry.put(name(setting, number(at, length), &self.node), period).await
+        };
+        tokio::try_join!(put(MINUTE_SETTING, MINUTE, &minute), put(HOUR_SETTING, HOUR, &hour))?;
+        try_join_all(surplus.into_iter().map(|name| self.registry.delete(name))).await?;
         Ok(())
     }
+}
+
+#[async_trait]
+impl Live for History {
+    fn prefix(&self) -> &'static str {
+        SETTING
+    }
+
+    async fn reload(&self, changed: &str) -> Result<(), Unavailable> {
+        for (setting, rows_of) in
+            [(MINUTE_SETTING, State::minutes as fn(&mut State) -> &mut Rows), (HOUR_SETTING, State::hours)]
+        {
+            let changed = if changed == SETTING { setting } else { changed };
+            if !changed.starts_with(setting) {
+                continue;
+            }
+            let stored = read_rows(&self.registry, setting, changed).await?;
+            let mut state = self.state.lock();
+            let rows = rows_of(&mut state);
+            // What this node has in memory is newer than its rows.
+            let is_own = |node: &String| *node == self.node;
+            rows.retain(|(number, node), _| is_own(node) || !name(setting, *number, node).starts_with(changed));
+            rows.extend(stored.into_iter().filter(|((_, node), _)| !is_own(node)));
+        }
+        Ok(())
+    }
+}
+
+/// The rows of a kind whose names begin with `prefix`.
+async fn read_rows(registry: &Registry, setting: &str, prefix: &str) -> Result<Rows, Unavailable> {
+    let stored = registry.load::<Period>(prefix).await?.into_iter();
+    let row = |(rest, period): (String, Period)| {
+        let name = format!("{prefix}{rest}");
+        let (number, node) = name.strip_prefix(setting)?.split_once('/')?;
+        Some(((number.parse().ok()?, node.to_owned()), period))
+    };
+    Ok(stored.filter_map(row).collect())
+}
+
+fn name(setting: &str, number: u32, node: &str) -> String {
+    format!("{setting}{number:010}/{node}")
+}
+
+/// Takes the rows of the oldest of more than `most` periods out, a part of very many.
+fn take_surplus(rows: &mut Rows, most: usize) -> Vec<(u32, String)> {
+    let numbers: BTreeSet<u32> = rows.keys().map(|(number, _)| *number).collect();
+    let Some(oldest) = numbers.len().checked_sub(most).and_then(|surplus| numbers.into_iter().nth(surplus)) else {
+        return Vec::new();
+    };
+    let surplus = rows.keys().take_while(|(number, _)| *number < oldest).take(MAX_DELETED);
+    let surplus: Vec<(u32, String)> = surplus.cloned().collect();
+    surplus.iter().for_each(|row| drop(rows.remove(row)));
+    surplus
 }
 
 impl Counted {
@@ -294,26 +360,36 @@ impl State {
         (news, now)
     }
 
-    /// Adds the news to their minute, and that to its hour. Gives both.
-    fn record(&mut self, at: Timestamp, metrics: &Metrics, counts: StatusCounts) -> (Period, Period) {
+    fn minutes(&mut self) -> &mut Rows {
+        &mut self.minutes
+    }
+
+    fn hours(&mut self) -> &mut Rows {
+        &mut self.hours
+    }
+
+    /// Adds the news to this node's row of their minute, and that to its row of the hour. Returns both.
+    fn record(&mut self, at: Timestamp, metrics: &Metrics, counts: StatusCounts, node: &str) -> (Period, Period) {
         let (news, counted) = self.news(at, metrics, counts);
         (self.times, self.in_time, self.late, self.counted) = (Times::default(), 0, 0, counted);
         let at = news.at;
-        let minute = self.minutes.entry(number(at, MINUTE)).or_insert_with(|| Period::new(at));
+        let minute = self.minutes.entry((number(at, MINUTE), node.to_owned())).or_insert_with(|| Period::new(at));
         minute.add(&news);
         let minute = minute.clone();
         let of_hour = number(at, HOUR);
         let first = of_hour.saturating_mul(60);
         let mut hour = Period::new(start(of_hour, HOUR));
-        self.minutes.range(first..first.saturating_add(60)).for_each(|(_, minute)| hour.add(minute));
-        self.hours.insert(of_hour, hour.clone());
-        while self.minutes.len() > MINUTES as usize {
-            self.minutes.pop_first();
-        }
-        while self.hours.len() > HOURS as usize {
-            self.hours.pop_first();
-        }
+        let minutes = self.minutes.range((first, String::new())..(first.saturating_add(60), String::new()));
+        minutes.filter(|((_, of), _)| of == node).for_each(|(_, minute)| hour.add(minute));
+        self.hours.insert((of_hour, node.to_owned()), hour.clone());
         (minute, hour)
+    }
+
+    /// Forgets the rows that are too old. Returns their names.
+    fn remove_surplus(&mut self) -> Vec<String> {
+        let named = |setting: &'static str| move |(number, node): (u32, String)| name(setting, number, &node);
+        let minutes = take_surplus(&mut self.minutes, MINUTES).into_iter().map(named(MINUTE_SETTING));
+        minutes.chain(take_surplus(&mut self.hours, HOURS).into_iter().map(named(HOUR_SETTING))).collect()
     }
 }
 
@@ -343,8 +419,12 @@ mod tests {
     }
 
     async fn open(store: &Arc<MemoryStore>, clock: &Clock) -> History {
+        node("a", store, clock).await
+    }
+
+    async fn node(name: &str, store: &Arc<MemoryStore>, clock: &Clock) -> History {
         let registry = Registry::new(Arc::clone(store) as Arc<dyn store::Registry>);
-        History::load(registry, clock.clone(), Metrics::new()).await.unwrap()
+        History::load(registry, clock.clone(), Metrics::new(), name.to_owned()).await.unwrap()
     }
 
     fn read(history: &History, resolution: Resolution, from: Timestamp) -> Vec<Period> {
@@ -402,7 +482,7 @@ mod tests {
             let records = scope.spawn(|| {
                 for _ in 0..JOBS {
                     metrics.jobs_submitted.inc();
-                    history.state.lock().record(noon(), metrics, StatusCounts::default());
+                    history.state.lock().record(noon(), metrics, StatusCounts::default(), "a");
                 }
             });
             let mut before = 0;
@@ -438,31 +518,64 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn however_long_it_runs_so_many_records_are_kept_and_no_more() {
+    async fn however_long_it_runs_so_many_rows_are_stored_and_no_more() {
         let (store, clock) = (Arc::<MemoryStore>::default(), Clock::manual(noon()));
         let history = open(&store, &clock).await;
         let hours = HOURS + 10;
         for _ in 0..hours {
             let mut state = history.state.lock();
             for minute in 0..60 {
-                state.record(clock.now().plus(minute * MINUTE), &history.metrics, StatusCounts::default());
+                state.record(clock.now().plus(minute * MINUTE), &history.metrics, StatusCounts::default(), "a");
             }
+            state.remove_surplus();
             clock.advance(HOUR);
         }
         let kept = |length| {
             let state = history.state.lock();
             if length == MINUTE { state.minutes.len() } else { state.hours.len() }
         };
-        assert_eq!((kept(MINUTE), kept(HOUR)), (MINUTES as usize, HOURS as usize));
-        for day in 0..95 {
-            history.record(noon().plus(day * 24 * HOUR), StatusCounts::default()).await.unwrap();
+        assert_eq!((kept(MINUTE), kept(HOUR)), (MINUTES, HOURS));
+        assert!(store.prefix(SETTING).await.unwrap().is_empty());
+        for minute in 0..MINUTES + 10 {
+            let at = clock.now().plus(u32::try_from(minute).unwrap() * MINUTE);
+            history.record(at, StatusCounts::default()).await.unwrap();
         }
-        assert_eq!(
-            store.prefix(HOUR_SETTING).await.unwrap().len(),
-            90,
-            "a record a day, each in its place of the ring"
-        );
-        assert_eq!(store.prefix(MINUTE_SETTING).await.unwrap().len(), 2, "the same minute of two days has two places");
+        assert_eq!(store.prefix(MINUTE_SETTING).await.unwrap().len(), MINUTES, "each row replaces the oldest");
+        assert_eq!(store.prefix(HOUR_SETTING).await.unwrap().len(), MINUTES / 60 + 1);
+    }
+
+    #[tokio::test]
+    async fn rows_of_all_nodes_add_up_on_each_and_none_replaces_that_of_another() {
+        let (store, clock) = (Arc::<MemoryStore>::default(), Clock::manual(noon()));
+        let [one, other] = [node("one", &store, &clock).await, node("other", &store, &clock).await];
+        let queued = StatusCounts { queued: 5, ..StatusCounts::default() };
+        for (history, count) in [(&one, 3), (&other, 4)] {
+            memos(history, count, Duration::from_secs(1));
+            history.record(clock.now(), queued).await.unwrap();
+        }
+        for name in [name(MINUTE_SETTING, number(noon(), MINUTE), "other"), SETTING.to_owned()] {
+            one.reload(&name).await.unwrap();
+        }
+        other.reload(SETTING).await.unwrap();
+        let again = node("third", &store, &clock).await;
+        for history in [&one, &other, &again] {
+            for resolution in [Resolution::Minute, Resolution::Hour] {
+                let [period] = &read(history, resolution, noon())[..] else { panic!("one period") };
+                let times: u64 = period.times.0.values().sum();
+                assert_eq!((period.succeeded, times, period.queued), (7, 7, 5), "all nodes see the same queue");
+            }
+        }
+        memos(&one, 1, Duration::from_secs(1));
+        one.reload(SETTING).await.unwrap();
+        assert_eq!(succeeded(&read(&one, Resolution::Minute, noon())), [(noon(), 8)]);
+        // A node that is gone leaves rows, which any other deletes.
+        drop(other);
+        for minute in 1..=MINUTES {
+            let at = noon().plus(u32::try_from(minute).unwrap() * MINUTE);
+            one.record(at, StatusCounts::default()).await.unwrap();
+        }
+        let rows = store.prefix(MINUTE_SETTING).await.unwrap();
+        assert!(rows.len() == MINUTES && rows.iter().all(|(name, _)| name.ends_with("/one")));
     }
 
     #[test]

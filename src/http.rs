@@ -8,6 +8,7 @@ mod actions;
 mod analyze;
 pub mod api;
 mod body;
+pub mod caps;
 mod document;
 mod events;
 mod extract;

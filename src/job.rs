@@ -17,7 +17,6 @@
 //! Nothing here reads a clock, touches a disk or knows how an answer is made. Stores make transitions atomic and
 //! durable; `queue` decides which event to send.
 
-pub mod archive;
 mod attempt;
 pub mod callback;
 pub mod caller;

@@ -20,6 +20,9 @@ pub const DAYS_KEPT: usize = 400;
 /// Stands for the model of an attempt that a crash ended: it is not on record.
 pub const UNKNOWN_MODEL: &str = "unknown";
 
+/// Stands for the models of a day beyond those that have sums of their own.
+pub const OTHER_MODELS: &str = "other";
+
 const DAY: Duration = Duration::from_hours(24);
 
 /// A day of UTC, as in the Claude Console, by its number since 1970-01-01.
@@ -40,6 +43,10 @@ impl Day {
         self.0
     }
 
+    pub fn start(self) -> Timestamp {
+        self.end().minus(DAY)
+    }
+
     pub fn end(self) -> Timestamp {
         let millis = DAY.as_millis() * (u128::from(self.0) + 1);
         Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
@@ -49,7 +56,7 @@ impl Day {
 /// As `2026-11-23`.
 impl fmt::Display for Day {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.end().minus(DAY).date())
+        f.write_str(&self.start().date())
     }
 }
 
@@ -109,6 +116,18 @@ impl Sums {
 
     pub fn add(&mut self, other: &Sums) {
         self.tokens = self.tokens.plus(other.tokens);
+        self.combine(other, u64::saturating_add);
+    }
+
+    /// What is beyond `other`.
+    #[must_use]
+    pub fn minus(mut self, other: &Sums) -> Sums {
+        self.tokens = self.tokens.minus(other.tokens);
+        self.combine(other, u64::saturating_sub);
+        self
+    }
+
+    fn combine(&mut self, other: &Sums, combine: fn(u64, u64) -> u64) {
         let pairs = [
             (&mut self.calls, other.calls),
             (&mut self.nanodollars, other.nanodollars),
@@ -119,8 +138,8 @@ impl Sums {
             (&mut self.at_risk.nanodollars, other.at_risk.nanodollars),
             (&mut self.at_risk.unpriced_calls, other.at_risk.unpriced_calls),
         ];
-        for (sum, more) in pairs {
-            *sum = sum.saturating_add(more);
+        for (sum, other) in pairs {
+            *sum = combine(*sum, other);
         }
     }
 

@@ -3,6 +3,7 @@
 //! - `bucket`: one limit per minute
 //! - `budget`: what may be spent a day
 //! - `gate`: stops calls while all of them would fail alike
+//! - `memo`: what the dispatcher knows, for the other nodes
 //! - `model`: the limits, the gate and the calls of one model
 //! - `permit`: permission to make one call
 //! - `reach`: whether Claude can be reached
@@ -21,6 +22,7 @@
 mod bucket;
 pub mod budget;
 pub mod gate;
+mod memo;
 mod model;
 mod permit;
 pub mod reach;
@@ -38,16 +40,18 @@ use utoipa::ToSchema;
 
 use self::{
     budget::{Budget, Status},
-    gate::{Closed, Refusal, Ruling},
-    model::Model,
+    gate::{Closed, GateMemo, Refusal, Ruling},
+    model::{Model, ModelMemo},
     reach::Unreachable,
     state::{Admitted, Inner, State, Waiting},
 };
 pub use self::{
+    memo::Memo,
     model::{PerMinute, Tokens},
     permit::{BudgetShare, Permit},
 };
 use crate::{
+    clock::Moments,
     config::values::RateCaps,
     digest::{Lane, ModelKey},
     job::{
@@ -302,6 +306,50 @@ impl Limits {
         let mut models: Vec<ModelLimits> = named.map(limits).collect();
         models.sort_unstable_by(|one, other| one.model.cmp(&other.model));
         models
+    }
+
+    pub fn memo(&self, moments: &Moments) -> Memo {
+        let mut state = self.0.state.lock();
+        let mut models: Vec<(ModelKey, ModelMemo)> =
+            state.models.iter_mut().map(|(key, model)| (*key, model.memo(moments))).collect();
+        models.sort_unstable_by_key(|(key, _)| *key);
+        Memo {
+            account: state.account.memo(moments),
+            models,
+            budget: self.0.budget.as_ref().map(|budget| budget.memo(moments)),
+            reach: self.0.reach.lock().memo(moments),
+            is_exhausted: state.waiting > 0,
+        }
+    }
+
+    /// Takes over what the dispatcher knows. For a node that makes no calls.
+    pub fn adopt(&self, memo: Memo, moments: &Moments) {
+        let mut state = self.0.state.lock();
+        state.account.adopt(memo.account, moments);
+        for (key, model) in &mut state.models {
+            if !memo.models.iter().any(|(known, _)| known == key) {
+                model.gate.adopt(GateMemo::default(), moments);
+            }
+        }
+        for (key, model) in memo.models {
+            state.model(key).adopt(model, moments);
+        }
+        state.waiting = usize::from(memo.is_exhausted);
+        if let (Some(budget), Some(memo)) = (&self.0.budget, memo.budget) {
+            budget.adopt(memo, moments);
+        }
+        self.0.reach.lock().adopt(memo.reach, moments);
+    }
+
+    /// Begins to make calls, after another node did. What that one had under way has ended. How much it used is not known, so
+    /// all limits begin with nothing left.
+    pub fn take_over(&self) {
+        let mut state = self.0.state.lock();
+        state.waiting = 0;
+        state.models.values_mut().for_each(Model::drain);
+        if let Some(budget) = &self.0.budget {
+            budget.release_all();
+        }
     }
 
     /// Changes the state. Wakes the waiting callers if `change` returns true: more may be called than before.

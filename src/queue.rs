@@ -15,6 +15,7 @@
 //! - `hold`: clients that are held for an answer
 //! - `jobs`: what clients do with jobs
 //! - `listener`: what news from the store brings about
+//! - `memo`: what the dispatcher knows, for the other nodes
 //! - `operations`: what operators do and see
 //! - `order`: which job is claimed next while clients wait
 //! - `outlook`: why a job waits and when its answer may come
@@ -46,6 +47,7 @@ mod handles;
 mod hold;
 mod jobs;
 mod listener;
+mod memo;
 mod operations;
 mod order;
 mod outlook;
@@ -70,12 +72,13 @@ pub use self::{
     fair_queue::Lanes,
     follow::{Follower, News, Seen},
     handles::{Operations, Queue, WorkQueue},
+    memo::Memo,
     order::Waiting,
     outlook::{Allowance, Hold, Outlook, WaitingFor},
     pause::Pause,
     policy::Policy,
     refused::Refused,
-    service_time::Kind,
+    service_time::{Kind, Times},
     submit::{Accepted, Submission},
 };
 

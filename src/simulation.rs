@@ -63,7 +63,7 @@ const NODES: usize = 3;
 const CLIENTS: usize = 4;
 
 /// How long things go wrong.
-const FAULTS_LAST: Range<u64> = 15..40;
+const FAULTS_LAST: Range<u64> = 12..32;
 
 /// A run that needs longer afterwards has failed.
 const PATIENCE: Duration = Duration::from_hours(2);

@@ -6,6 +6,7 @@
 //! reads or writes is async and may fail. Calls made at the same time share a commit, so callers need no batches of their own.
 //! Every implementation passes the suite [`contract`].
 
+pub mod archive;
 pub mod postgres;
 pub mod sled;
 mod traits;

@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 /// Each layer, topmost first, and what it may import besides itself and the leaves.
 const LAYERS: [(&str, &str); 24] = [
     ("main", "cli"),
-    ("cli", "app http::openapi analysis claude::simulator job"),
+    ("cli", "app http::openapi analysis claude::simulator store::archive job"),
     (
         "app",
         "http auth dashboard dispatch worker sweeper webhook agent queue audit history registry store store::sled store::postgres limits prompts claude analysis ledger job",
     ),
     // All nodes of a cluster in one test.
-    ("simulation", "dispatch worker sweeper agent queue store limits ledger claude job"),
+    ("simulation", "dispatch worker sweeper agent queue registry store limits ledger claude job"),
     // These two show memos, and why calls to Claude are held.
     ("http", "auth agent::models webhook queue audit history registry store limits prompts analysis ledger job"),
     ("dashboard", "queue audit registry limits analysis ledger job"),

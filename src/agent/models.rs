@@ -9,7 +9,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
@@ -19,7 +19,7 @@ use crate::{
         error::Parameter,
         message::{CacheTtl, LEAST_MAX_TOKENS, MessageRequest, SCHEMA_COMPILED_FOR},
     },
-    clock::Timestamp,
+    clock::{Moments, Timestamp},
 };
 
 /// How long a model that was overloaded is passed over: an overload is over in seconds to minutes.
@@ -71,7 +71,44 @@ pub struct Known {
     pub is_passed_over: bool,
 }
 
+/// What the dispatcher knows of a model, for other nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelMemo {
+    model: String,
+    out_until: Option<Timestamp>,
+    left_out: Vec<String>,
+    max_tokens: Option<u32>,
+    schema_used_at: Option<Timestamp>,
+}
+
 impl Models {
+    pub fn memo(&self, moments: &Moments) -> Vec<ModelMemo> {
+        let learnt = self.0.learnt.lock();
+        let memo = |(model, shape): (&String, &Shape)| ModelMemo {
+            model: model.clone(),
+            out_until: shape.out_until.map(|until| moments.timestamp(until)),
+            left_out: shape.left_out.iter().map(|name| (*name).to_owned()).collect(),
+            max_tokens: shape.max_tokens,
+            schema_used_at: shape.schema_used_at,
+        };
+        let mut memo: Vec<ModelMemo> = learnt.iter().map(memo).collect();
+        memo.sort_unstable_by(|one, other| one.model.cmp(&other.model));
+        memo
+    }
+
+    /// Takes over what the dispatcher knows. For a node that makes no calls.
+    pub fn adopt(&self, memo: Vec<ModelMemo>, moments: &Moments) {
+        for known in memo {
+            let left_out = known.left_out.iter().filter_map(|name| name.parse::<Parameter>().ok()).map(<&str>::from);
+            self.learn(&known.model, |shape| {
+                shape.out_until = known.out_until.map(|until| moments.instant(until));
+                shape.left_out = left_out.collect();
+                shape.max_tokens = known.max_tokens;
+                shape.schema_used_at = shape.schema_used_at.max(known.schema_used_at);
+            });
+        }
+    }
+
     /// `first`, and what stands in for it. A job may also name one of `allowed`.
     pub fn new(first: String, others: Vec<String>, allowed: Vec<String>) -> Models {
         let own: Vec<String> = std::iter::once(first).chain(others).collect();

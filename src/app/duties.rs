@@ -1,14 +1,17 @@
 //! What one node does for all nodes of a database: it makes the calls, sends the webhooks, and lets time pass. A service on
 //! its own disk does it from its start on, a node of a database once it has the seat.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use super::{error::StartError, upkeep::Upkeep};
+use super::{error::StartError, memo::Memo, upkeep::Upkeep};
 use crate::{
     dispatch::Dispatcher,
     queue::{QueueError, WorkQueue},
+    registry::Live,
     store::postgres::Seat,
     sweeper,
     webhook::Webhooks,
@@ -20,7 +23,9 @@ pub(super) struct Duties {
     /// At most so many calls at once.
     pub(super) calls: usize,
     pub(super) webhooks: Webhooks,
-    pub(super) upkeep: Upkeep,
+    pub(super) upkeep: Arc<Upkeep>,
+    /// `None` without a database.
+    pub(super) memo: Option<Arc<Memo>>,
     pub(super) tracker: TaskTracker,
 }
 
@@ -50,15 +55,22 @@ impl Duties {
     }
 
     async fn take_over(self) -> Result<(), StartError> {
-        let Duties { worker, calls, webhooks, upkeep, tracker } = self;
+        let Duties { worker, calls, webhooks, upkeep, memo, tracker } = self;
         let Worker { queue, closing, metrics, .. } = &worker;
-        upkeep.load().await?;
+        upkeep.reload(upkeep.prefix()).await?;
+        if let Some(memo) = &memo {
+            memo.take_over().await?;
+        }
         recover(queue).await.map_err(StartError::Recovery)?;
         metrics.dispatcher.set(1);
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
         tracker.spawn(webhooks.run(closing.clone()));
+        if let Some(memo) = memo {
+            let closing = closing.clone();
+            tracker.spawn(async move { memo.run(closing).await });
+        }
         Dispatcher::start(worker, calls, &tracker);
-        tracker.spawn(upkeep.run());
+        tracker.spawn(async move { upkeep.run().await });
         Ok(())
     }
 }

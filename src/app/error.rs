@@ -33,6 +33,11 @@ pub enum StartError {
     Recovery(QueueError),
     #[error("what the last run stored besides jobs can't be read: {0}")]
     Registry(#[from] Unavailable),
+    #[error(
+        "the job store has only a part of {origin}, because its move or import did not end. Repeat the same `ceoagent \
+         move` or `ceoagent import` to get the rest"
+    )]
+    HalfMoved { origin: String },
     #[error("the {what} can't be stored in {}: {source}. Make DATA_DIR writable, or set {setting}", path.display())]
     Secret { what: &'static str, setting: &'static str, path: PathBuf, source: io::Error },
     #[error(
@@ -94,6 +99,7 @@ impl StartError {
             | StartError::Keys(_)
             | StartError::Tokens(_)
             | StartError::WebhookSecrets(_)
+            | StartError::HalfMoved { .. }
             | StartError::Webhooks(_)
             | StartError::NoModel { .. }
             | StartError::BudgetTooSmall { .. }

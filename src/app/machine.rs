@@ -36,6 +36,12 @@ const RESERVED_FILES: u64 = 256;
 /// Most open files to ask for: more than are used.
 const WANTED_FILES: u64 = 65_536;
 
+/// The host name of the machine, container or pod.
+pub(super) fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    Some(name.trim()).filter(|name| !name.is_empty()).unwrap_or("localhost").to_owned()
+}
+
 pub(super) fn store_cache_bytes() -> u64 {
     cache_bytes(memory_limit(Path::new("/")))
 }

@@ -35,6 +35,9 @@ use crate::{
     sweeper::disk::DiskWatch,
 };
 
+/// The node of a service on its own disk.
+const OWN_NODE: &str = "embedded";
+
 const STORE_FOLDER: &str = "queue";
 
 /// The store's file in it, as sled names it.
@@ -106,16 +109,17 @@ pub fn is_in_use(data_dir: &Path) -> bool {
     file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
-pub(super) fn store_folder(settings: &Settings) -> PathBuf {
-    settings.data_dir.join(STORE_FOLDER)
+/// Whether there is a store in this data folder.
+pub(super) fn has_store(data_dir: &Path) -> bool {
+    data_dir.join(STORE_FOLDER).join(STORE_FILE).exists()
 }
 
-pub(super) fn store(settings: &Settings) -> SledConfig {
-    SledConfig {
-        path: store_folder(settings),
-        cache_bytes: machine::store_cache_bytes(),
-        keep_answers: !settings.cache_ttl.is_zero(),
-    }
+pub(super) fn store_folder(data_dir: &Path) -> PathBuf {
+    data_dir.join(STORE_FOLDER)
+}
+
+pub(super) fn store(data_dir: &Path, keep_answers: bool) -> SledConfig {
+    SledConfig { path: store_folder(data_dir), cache_bytes: machine::store_cache_bytes(), keep_answers }
 }
 
 pub(super) fn client(settings: &Settings, access: GatewayAccess) -> ClientConfig {
@@ -167,7 +171,22 @@ pub(super) fn workers(settings: &Settings) -> usize {
     settings.workers.unwrap_or(MAX_CALLS_AT_ONCE)
 }
 
-pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, limits: &Limits, clock: &Clock) -> Policy {
+/// The name of this node, which no other live node has.
+pub(super) fn node(settings: &Settings, address: SocketAddr) -> String {
+    match settings.database_url {
+        Some(_) => format!("{}:{}", machine::host_name(), address.port()),
+        None => OWN_NODE.to_owned(),
+    }
+}
+
+pub(super) fn policy(
+    settings: &Settings,
+    tuning: Tuning,
+    address: SocketAddr,
+    planner: &Planner,
+    limits: &Limits,
+    clock: &Clock,
+) -> Policy {
     let estimate_risk = {
         let (planner, clock) = (planner.clone(), clock.clone());
         Arc::new(move |request: &JobRequest| planner.at_risk(Assignment::of(request, clock.now())))
@@ -177,9 +196,10 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, lim
         Arc::new(move |request: &JobRequest, is_waited_for, now| planner.question(request, is_waited_for, now))
     };
     Policy {
+        node: node(settings, address),
         // One process at a time has the store: it holds the lock of the files, or the seat of the database. So all processes
         // are starts of one node.
-        owner: Owner::new("embedded", rand::random()),
+        owner: Owner::new(OWN_NODE, rand::random()),
         workers: workers(settings),
         deadlines_first: tuning.deadlines_first,
         max_pending: settings.max_queued_jobs,
@@ -212,7 +232,7 @@ pub(super) fn policy(settings: &Settings, tuning: Tuning, planner: &Planner, lim
 /// The watch of the data folder's disk. A database watches its own.
 pub(super) fn disk_watch(settings: &Settings, tuning: Tuning, metrics: &Metrics) -> Option<DiskWatch> {
     let is_own = settings.database_url.is_none();
-    is_own.then(|| DiskWatch::new(store_folder(settings), STORE_FILE, tuning.has_disk_floor, metrics.clone()))
+    is_own.then(|| DiskWatch::new(store_folder(&settings.data_dir), STORE_FILE, tuning.has_disk_floor, metrics.clone()))
 }
 
 pub(super) fn tokens(settings: &Settings) -> Result<Option<Tokens>, JwtError> {

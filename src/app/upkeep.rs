@@ -9,6 +9,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -24,7 +25,7 @@ use crate::{
     ledger::{Day, Sums, UNKNOWN_MODEL, dollars},
     limits::{Limits, Tokens, budget::Room},
     queue::Operations,
-    registry::{Registry, Unavailable},
+    registry::{Live, Registry, Unavailable},
     store::Ledger,
 };
 
@@ -53,22 +54,13 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    /// Reads what the last run stored. Before the first call.
-    pub(super) async fn load(&self) -> Result<(), Unavailable> {
-        for (model, stored) in self.uses().await? {
-            // A clock that was set back must not make it the newest use for years.
-            self.agent.planner.models.schema_used(&model, stored.at.min(self.operations.now()));
-        }
-        Ok(())
-    }
-
     /// The stored uses of today's schema, by model.
     async fn uses(&self) -> Result<HashMap<String, Use>, Unavailable> {
         let stored = self.registry.load::<Use>(SCHEMAS).await?.into_iter();
         Ok(stored.filter(|(_, stored)| stored.schema == schema_digest()).collect())
     }
 
-    pub(super) async fn run(self) {
+    pub(super) async fn run(&self) {
         let mut warned_on = None;
         self.warn_of_prices(&mut warned_on);
         if let Some(pause) = self.warm_up_after
@@ -156,6 +148,21 @@ impl Upkeep {
                 warn!(model, %as_of, "the list price of this model is {OLD_PRICE}");
             }
         }
+    }
+}
+
+#[async_trait]
+impl Live for Upkeep {
+    fn prefix(&self) -> &'static str {
+        SCHEMAS
+    }
+
+    async fn reload(&self, _: &str) -> Result<(), Unavailable> {
+        for (model, stored) in self.uses().await? {
+            // A clock that was set back must not make it the newest use for years.
+            self.agent.planner.models.schema_used(&model, stored.at.min(self.operations.now()));
+        }
+        Ok(())
     }
 }
 

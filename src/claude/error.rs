@@ -186,7 +186,7 @@ pub enum ErrorKind {
 }
 
 /// A parameter of a call that no question asks for: the service adds it, so it can leave it out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::Display, strum::IntoStaticStr)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::Display, strum::EnumString, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Parameter {
     Effort,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, ensure};
-use reqwest::{ClientBuilder, Method, RequestBuilder, StatusCode, Url, header::HeaderMap};
+use reqwest::{ClientBuilder, Method, RequestBuilder, Response, StatusCode, Url, header::HeaderMap};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
@@ -211,16 +211,32 @@ impl Client {
         Ok((status, headers, answer.text().await.map_err(unreachable)?))
     }
 
+    /// The answer, with its body still to be read. Fails unless it is a success.
+    pub(super) async fn open(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        let unreachable =
+            |error: reqwest::Error| ClientError::Unreachable { base: self.base.clone(), source: error.without_url() };
+        let answer = request.send().await.map_err(unreachable)?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        Err(self.refusal(status, &answer.text().await.map_err(unreachable)?))
+    }
+
     /// Fails unless the answer is a success.
     pub(super) async fn once(&self, request: RequestBuilder) -> Result<(HeaderMap, String), ClientError> {
         let (status, headers, text) = self.answer(request).await?;
         if status.is_success() {
             return Ok((headers, text));
         }
-        Err(match serde_json::from_str(&text) {
+        Err(self.refusal(status, &text))
+    }
+
+    fn refusal(&self, status: StatusCode, text: &str) -> ClientError {
+        match serde_json::from_str(text) {
             Ok(refusal) => ClientError::Refused(refusal),
-            Err(_) => self.foreign(status, &text),
-        })
+            Err(_) => self.foreign(status, text),
+        }
     }
 
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Value, ClientError> {

@@ -1,4 +1,4 @@
-//! `ceoagent export`: writes all jobs as JSON lines, from a running service or from a stopped or damaged data folder.
+//! `ceoagent export`: writes an archive, from a running service, or from a store that no service uses.
 
 use std::{
     io::{BufWriter, Write, stderr, stdout},
@@ -6,27 +6,42 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Context;
-use reqwest::{Method, Url, header};
+use anyhow::{Context, ensure};
+use reqwest::{Method, Response};
 
 use super::{
     client::{ClientError, Connection},
-    terminal::Escaping,
+    move_data::{self, place},
+    terminal::escaped,
 };
-use crate::app;
+use crate::{
+    app,
+    clock::Clock,
+    store::archive::{Checker, Kind, Tally, Writer},
+};
 
 /// Exit code if something could not be read.
 pub(super) const INCOMPLETE: u8 = 3;
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
-  ceoagent export > jobs.jsonl                from the running service on this machine
-  ceoagent export --url https://… --token …   from another service
-  ceoagent export --salvage > jobs.jsonl      from the stopped or damaged data folder DATA_DIR
+  ceoagent export > archive.jsonl               from the running service on this machine
+  ceoagent export --url https://… --token …     from another service
+  ceoagent export --from data > archive.jsonl   everything, from the data folder of a stopped service
+  ceoagent export --from DATABASE_URL           everything, from the database of stopped nodes
+  ceoagent export --salvage > archive.jsonl     the jobs of the stopped or damaged data folder DATA_DIR
 
-Exit codes: 0 all jobs exported; 1 error, the export is not complete; 3 (--salvage) some records
+A running service gives its jobs, costs, history and audit log. API keys, sessions and runtime
+settings are only in an archive made with --from. Such an archive is a secret.
+
+Exit codes: 0 all records exported; 1 error, the archive is not complete; 3 (--salvage) some records
   could not be read, see the summary on standard error; 4 the service refused the request.")]
 pub(super) struct Export {
+    /// Read everything from a data folder or a database that no service uses. DATABASE_URL stands for that setting, so
+    /// that no password shows in the process list
+    #[arg(long, value_name = "FOLDER|URL", conflicts_with_all = ["salvage", "url"])]
+    from: Option<String>,
+
     /// Read all readable jobs directly from DATA_DIR, also if `serve` can't open it; changes nothing there
     #[arg(long)]
     salvage: bool,
@@ -36,54 +51,69 @@ pub(super) struct Export {
 }
 
 impl Export {
-    /// Writes the jobs to standard output and a summary to standard error.
+    /// Writes the archive to standard output and a summary to standard error.
     pub(super) async fn run(&self) -> anyhow::Result<ExitCode> {
-        if self.salvage { self.salvage() } else { self.live().await }
+        if self.salvage {
+            return self.salvage();
+        }
+        let tally = match &self.from {
+            Some(from) => {
+                let from = place("--from", from, &self.connection.settings)?;
+                app::transfer::export(&from, &mut writer(false)).await?
+            }
+            None => self.live().await?,
+        };
+        writeln!(stderr(), "exported: {}", move_data::summary(&tally))?;
+        Ok(ExitCode::SUCCESS)
     }
 
     fn salvage(&self) -> anyhow::Result<ExitCode> {
         hush_sled();
-        let mut out = Escaping(BufWriter::new(stdout().lock()));
-        let summary = app::salvage(&self.connection.settings, &mut out)?;
+        let summary = app::salvage(&self.connection.settings, &mut writer(true))?;
         write!(stderr(), "{summary}")?;
         Ok(if summary.is_complete() { ExitCode::SUCCESS } else { ExitCode::from(INCOMPLETE) })
     }
 
-    /// Page by page, so that both sides hold only one page in memory.
-    async fn live(&self) -> anyhow::Result<ExitCode> {
+    async fn live(&self) -> anyhow::Result<Tally> {
         let client = self.connection.client()?;
-        let mut out = Escaping(stdout().lock());
-        let mut next = Some("/api/v1/admin/export".to_owned());
-        let mut jobs = 0;
-        while let Some(path) = next {
-            let request = || client.request(Method::GET, &path);
-            // If the first request fails, the service does not run.
-            let page = if jobs == 0 { client.once(request()).await } else { client.patiently(request).await };
-            let (headers, lines) = page.map_err(|error| {
-                let context = match error {
-                    ClientError::Unreachable { .. } if jobs == 0 => {
-                        "can't export; for the data folder of a stopped service use `ceoagent export --salvage`".into()
-                    }
-                    _ => format!("the export stopped after {jobs} jobs"),
-                };
-                anyhow::Error::new(error).context(context)
-            })?;
-            out.write_all(lines.as_bytes())?;
-            jobs += lines.lines().count();
-            next = headers.get(header::LINK).map(next_page).transpose()?;
-        }
-        out.flush()?;
-        writeln!(stderr(), "{jobs} jobs exported")?;
-        Ok(ExitCode::SUCCESS)
+        let request = client.request(Method::GET, "/api/v1/admin/export");
+        let answer = client.open(request).await.map_err(|error| {
+            let context = match error {
+                ClientError::Unreachable { .. } => {
+                    "can't export; for a stopped service use `ceoagent export --from DATA_DIR`, or `--salvage` if it is damaged"
+                }
+                _ => "can't export",
+            };
+            anyhow::Error::new(error).context(context)
+        })?;
+        copy(answer).await
     }
 }
 
-/// Path and query of the next page. Its host does not matter: this command talks to `CEOAGENT_URL` alone.
-fn next_page(link: &header::HeaderValue) -> anyhow::Result<String> {
-    let address = link.to_str().ok().and_then(|link| link.split_once('<')?.1.split_once('>'));
-    let address = address.and_then(|(address, _)| Url::parse(address).ok());
-    let address = address.context("can't read the service's Link header")?;
-    Ok(format!("{}?{}", address.path(), address.query().unwrap_or_default()))
+/// Copies an archive line by line, checks it, and writes it for a terminal.
+async fn copy(mut answer: Response) -> anyhow::Result<Tally> {
+    let (mut checker, mut out) = (Checker::default(), writer(true));
+    let (mut lines, mut number) = (Vec::new(), 0);
+    let stopped = |checker: &Checker| format!("the export stopped after {} jobs", checker.tally().count(Kind::Job));
+    while let Some(bytes) = answer.chunk().await.with_context(|| stopped(&checker))? {
+        lines.extend_from_slice(&bytes);
+        let Some(end) = lines.iter().rposition(|byte| *byte == b'\n') else { continue };
+        let rest = lines.split_off(end + 1);
+        for line in String::from_utf8(lines)?.lines() {
+            number += 1;
+            if let Some(record) = checker.take(line).with_context(|| format!("line {number} from the service"))? {
+                out.line(record.kind(), line)?;
+            }
+        }
+        lines = rest;
+    }
+    ensure!(lines.is_empty(), stopped(&checker));
+    checker.finish().with_context(|| stopped(&checker))?;
+    Ok(out.end()?)
+}
+
+fn writer(is_partial: bool) -> Writer<impl Write> {
+    Writer::new(BufWriter::new(stdout()), escaped, Clock::system().wall(), is_partial)
 }
 
 /// Hides the panic messages of sled on damaged files. The panics are caught and counted in the summary.

@@ -10,8 +10,10 @@ use axum::{
     response::Response,
 };
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tower::ServiceExt;
+
+use crate::registry::Unavailable;
 
 /// Largest answer that is read: 200 jobs with the largest memos there are.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
@@ -34,6 +36,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// The sessions can't be read or stored.
+    pub(super) fn unavailable(error: &Unavailable) -> Answer {
+        Answer { status: StatusCode::SERVICE_UNAVAILABLE, body: json!({ "detail": error.to_string() }) }
+    }
+
     pub(super) fn ok(self) -> Result<Value, Answer> {
         if self.status.is_success() { Ok(self.body) } else { Err(self) }
     }

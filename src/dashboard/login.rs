@@ -91,7 +91,8 @@ impl Visit {
         if let Some(old) = cookies::session(headers) {
             self.pages.sessions.close(old).await;
         }
-        let name = self.pages.sessions.open(&credential, is_admin).await;
+        let name =
+            self.pages.sessions.open(&credential, is_admin).await.map_err(|error| Answer::unavailable(&error))?;
         self.api = api;
         Ok(SignedIn { cookie: cookies::set_session(headers, &name, SESSION_HOURS * 3_600), is_admin })
     }

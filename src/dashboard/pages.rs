@@ -1,6 +1,6 @@
 //! What every page needs: the visit of a reader, and the answers that all pages give.
 
-use std::{convert::Infallible, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Router,
@@ -64,24 +64,34 @@ pub(super) struct Visit {
 }
 
 impl FromRequestParts<Arc<Pages>> for Visit {
-    type Rejection = Infallible;
+    type Rejection = Response;
 
-    async fn from_request_parts(parts: &mut Parts, pages: &Arc<Pages>) -> Result<Visit, Infallible> {
-        Ok(Visit::new(parts, pages))
+    async fn from_request_parts(parts: &mut Parts, pages: &Arc<Pages>) -> Result<Visit, Response> {
+        Visit::new(parts, pages).await
     }
 }
 
 impl Visit {
-    fn new(parts: &Parts, pages: &Arc<Pages>) -> Visit {
-        let found = cookies::session(&parts.headers).and_then(|name| pages.sessions.find(name));
-        let (session, credential) = found.unzip();
-        Visit {
+    /// # Errors
+    /// The page to show if the sessions can't be read.
+    async fn new(parts: &Parts, pages: &Arc<Pages>) -> Result<Visit, Response> {
+        let found = match cookies::session(&parts.headers) {
+            Some(name) => pages.sessions.find(name).await,
+            None => Ok(None),
+        };
+        let error = found.as_ref().err().cloned();
+        let (session, credential) = found.unwrap_or_default().unzip();
+        let visit = Visit {
             api: Api::new(pages.routes.clone(), parts, credential),
             session,
             lang: reader::language(&parts.headers),
             theme: reader::theme(&parts.headers),
             here: parts.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string),
             pages: Arc::clone(pages),
+        };
+        match error {
+            Some(error) => Err(visit.problem(&Answer::unavailable(&error))),
+            None => Ok(visit),
         }
     }
 
@@ -196,8 +206,10 @@ pub(super) async fn guard(State(pages): State<Arc<Pages>>, request: Request, nex
         return response;
     }
     if method != Method::GET && method != Method::HEAD && reader::is_foreign(request.headers()) {
-        let visit = Visit::new(&request.into_parts().0, &pages);
-        return visit.message(StatusCode::FORBIDDEN, "error_title", "error_foreign");
+        return match Visit::new(&request.into_parts().0, &pages).await {
+            Ok(visit) => visit.message(StatusCode::FORBIDDEN, "error_title", "error_foreign"),
+            Err(unavailable) => unavailable,
+        };
     }
     next.run(request).await
 }

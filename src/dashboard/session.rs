@@ -2,11 +2,12 @@
 //!
 //! The credential is encrypted with a key that is derived from the name, and stored, so that a session outlives a restart.
 //! So neither the data folder nor a cookie alone gives the credential away, and signing out deletes it for good.
+//!
+//! Each look-up asks the store, so a session that is opened or closed on one node is open or closed on all.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use parking_lot::Mutex;
 use rand::distr::{Alphanumeric, SampleString};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use secrecy::{ExposeSecret, SecretString};
@@ -42,8 +43,6 @@ const MARKING: &str = "mark";
 pub struct Sessions {
     registry: Registry,
     clock: Clock,
-    /// By what is derived from their names, so that the time it takes to find one tells nothing of a name.
-    open: Mutex<HashMap<String, Session>>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -64,72 +63,58 @@ pub(super) struct SessionView {
 }
 
 impl Sessions {
-    /// The stored sessions.
+    pub fn new(registry: Registry, clock: Clock) -> Sessions {
+        Sessions { registry, clock }
+    }
+
+    /// Opens a session. Returns the name for the browser.
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn load(registry: Registry, clock: Clock) -> Result<Sessions, Unavailable> {
-        let open = registry.load(SETTING).await?.into_iter().collect();
-        Ok(Sessions { registry, clock, open: Mutex::new(open) })
-    }
-
-    /// Opens a session. Returns the name that the browser is to keep.
-    pub(super) async fn open(&self, credential: &SecretString, is_admin: bool) -> String {
+    pub(super) async fn open(&self, credential: &SecretString, is_admin: bool) -> Result<String, Unavailable> {
         let now = self.clock.now();
         let name = Alphanumeric.sample_string(&mut rand::rng(), NAME_LENGTH);
         let ends_at = now.plus(Duration::from_hours(SESSION_HOURS));
-        let key = text_of(FINDING, &name);
         let session = Session { sealed_credential: seal(&name, credential), ends_at, is_admin };
-        let gone = {
-            let mut open = self.open.lock();
-            let over = open.iter().filter(|(_, session)| session.ends_at <= now);
-            let mut gone: Vec<String> = over.map(|(key, _)| key.clone()).collect();
-            if open.len() - gone.len() >= MAX_SESSIONS {
-                let in_force = open.iter().filter(|(_, session)| session.ends_at > now);
-                let oldest = in_force.min_by_key(|(_, session)| (session.is_admin, session.ends_at));
-                gone.extend(oldest.map(|(key, _)| key.clone()));
-            }
-            gone.iter().for_each(|key| drop(open.remove(key)));
-            open.insert(key.clone(), session.clone());
-            gone
-        };
-        self.save(&key, &session).await;
-        for key in gone {
-            self.delete(&key).await;
+        let stored = self.registry.load::<Session>(SETTING).await?;
+        self.registry.put(setting(&name), &session).await?;
+        let (over, in_force): (Vec<_>, Vec<_>) = stored.into_iter().partition(|(_, session)| session.ends_at <= now);
+        let is_full = in_force.len() >= MAX_SESSIONS;
+        let oldest = in_force.into_iter().min_by_key(|(_, session)| (session.is_admin, session.ends_at));
+        for (key, _) in over.into_iter().chain(oldest.filter(|_| is_full)) {
+            self.delete(format!("{SETTING}{key}")).await;
         }
-        name
+        Ok(name)
     }
 
     /// The session of this name, with its credential.
-    pub(super) fn find(&self, name: &str) -> Option<(SessionView, SecretString)> {
-        let session = self.open.lock().get(&text_of(FINDING, name)).cloned()?;
-        if session.ends_at <= self.clock.now() {
-            return None;
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub(super) async fn find(&self, name: &str) -> Result<Option<(SessionView, SecretString)>, Unavailable> {
+        if name.len() != NAME_LENGTH {
+            return Ok(None);
         }
-        let credential = unseal(name, &session.sealed_credential)?;
+        // By what is derived from the name, so that the time it takes to find one tells nothing of a name.
+        let Some(session) = self.registry.get::<Session>(&setting(name)).await? else { return Ok(None) };
+        let credential = unseal(name, &session.sealed_credential).filter(|_| session.ends_at > self.clock.now());
         let mark = text_of(MARKING, name)[..NAME_LENGTH].to_owned();
-        Some((SessionView { mark, is_admin: session.is_admin }, credential))
+        Ok(credential.map(|credential| (SessionView { mark, is_admin: session.is_admin }, credential)))
     }
 
     pub(super) async fn close(&self, name: &str) {
-        let key = text_of(FINDING, name);
-        if self.open.lock().remove(&key).is_some() {
-            self.delete(&key).await;
-        }
+        self.delete(setting(name)).await;
     }
 
-    /// A session that can't be stored holds until the next start.
-    async fn save(&self, key: &str, session: &Session) {
-        if let Err(error) = self.registry.put(format!("{SETTING}{key}"), session).await {
-            warn!(%error, "failed to store a session");
-        }
-    }
-
-    async fn delete(&self, key: &str) {
-        if let Err(error) = self.registry.delete(format!("{SETTING}{key}")).await {
+    async fn delete(&self, setting: String) {
+        if let Err(error) = self.registry.delete(setting).await {
             warn!(%error, "failed to delete a stored session");
         }
     }
+}
+
+fn setting(name: &str) -> String {
+    format!("{SETTING}{}", text_of(FINDING, name))
 }
 
 impl SessionView {
@@ -176,80 +161,92 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::store::{self, Registry as _, memory::MemoryStore};
+    use crate::store::{
+        self, Registry as _,
+        fault::{FaultStore, Outage},
+        memory::MemoryStore,
+    };
 
-    async fn sessions(store: &Arc<MemoryStore>, clock: &Clock) -> Sessions {
-        let registry = Registry::new(Arc::clone(store) as Arc<dyn store::Registry>);
-        Sessions::load(registry, clock.clone()).await.unwrap()
+    fn sessions(store: &Arc<impl store::Registry>, clock: &Clock) -> Sessions {
+        Sessions::new(Registry::new(Arc::clone(store) as Arc<dyn store::Registry>), clock.clone())
     }
 
     fn clock() -> Clock {
         Clock::manual(Timestamp::from_millis(1_800_000_000_000))
     }
 
+    async fn is_open(sessions: &Sessions, name: &str) -> bool {
+        sessions.find(name).await.unwrap().is_some()
+    }
+
     #[tokio::test]
-    async fn a_session_is_found_by_its_name_until_it_ends_also_after_a_restart() {
+    async fn a_session_is_found_by_its_name_on_every_node_until_it_ends() {
         let (store, clock) = (Arc::<MemoryStore>::default(), clock());
-        let first = sessions(&store, &clock).await;
-        let name = first.open(&"secret".into(), true).await;
-        let mark = first.find(&name).unwrap().0.mark;
-        drop(first);
-        let sessions = sessions(&store, &clock).await;
-        let (view, credential) = sessions.find(&name).unwrap();
+        let [first, other] = [sessions(&store, &clock), sessions(&store, &clock)];
+        let name = first.open(&"secret".into(), true).await.unwrap();
+        let mark = first.find(&name).await.unwrap().unwrap().0.mark;
+        let (view, credential) = other.find(&name).await.unwrap().unwrap();
         assert_eq!(credential.expose_secret(), "secret");
         assert!(view.made(&mark) && !view.made("") && !view.made(&name) && mark.len() == NAME_LENGTH);
-        assert!(sessions.find("another").is_none());
+        assert!(!is_open(&other, "another").await && !is_open(&other, &"x".repeat(NAME_LENGTH)).await);
         clock.advance(Duration::from_hours(SESSION_HOURS));
-        assert!(sessions.find(&name).is_none());
-        sessions.open(&"secret".into(), true).await;
-        assert_eq!(store.prefix(SETTING).await.unwrap().len(), 1, "what is over is forgotten");
+        assert!(!is_open(&other, &name).await);
+        other.open(&"secret".into(), true).await.unwrap();
+        assert_eq!(store.prefix(SETTING).await.unwrap().len(), 1, "expired sessions are deleted");
+    }
+
+    #[tokio::test]
+    async fn a_session_that_can_not_be_stored_is_not_opened() {
+        let store = Arc::new(FaultStore::over(MemoryStore::default()));
+        let sessions = sessions(&store, &clock());
+        let name = sessions.open(&"secret".into(), true).await.unwrap();
+        store.break_down(Outage::Fails);
+        assert!(sessions.open(&"secret".into(), true).await.is_err() && sessions.find(&name).await.is_err());
     }
 
     #[tokio::test]
     async fn a_jump_of_the_clock_neither_ends_a_session_nor_makes_it_longer() {
         let (store, clock) = (Arc::<MemoryStore>::default(), clock());
-        let sessions = sessions(&store, &clock).await;
-        let name = sessions.open(&"secret".into(), true).await;
+        let sessions = sessions(&store, &clock);
+        let name = sessions.open(&"secret".into(), true).await.unwrap();
         let month = Duration::from_hours(24 * 31);
         clock.set_forward(month);
-        assert!(sessions.find(&name).is_some());
+        assert!(is_open(&sessions, &name).await);
         clock.set_back(2 * month);
-        assert!(sessions.find(&name).is_some());
+        assert!(is_open(&sessions, &name).await);
         // The service time runs a tenth slower until the clock has caught up.
         clock.advance(Duration::from_hours(SESSION_HOURS) * 10 / 9 + Duration::from_secs(1));
-        assert!(sessions.find(&name).is_none());
+        assert!(!is_open(&sessions, &name).await);
     }
 
     #[tokio::test]
-    async fn what_is_kept_tells_neither_the_credential_nor_the_name() {
+    async fn what_is_stored_has_neither_the_credential_nor_the_name() {
         let (store, clock) = (Arc::<MemoryStore>::default(), clock());
-        let sessions = sessions(&store, &clock).await;
-        let name = sessions.open(&"the-secret-itself".into(), true).await;
-        let kept = format!("{:?}", store.prefix(SETTING).await.unwrap());
+        let sessions = sessions(&store, &clock);
+        let name = sessions.open(&"the-secret-itself".into(), true).await.unwrap();
+        let stored = store.prefix(SETTING).await.unwrap();
+        let text = format!("{stored:?}");
         let encoded = BASE64_URL_SAFE_NO_PAD.encode("the-secret-itself");
-        assert!([&name, "the-secret-itself", &encoded].iter().all(|secret| !kept.contains(*secret)), "{kept}");
-        let sealed = sessions.open.lock().values().next().unwrap().sealed_credential.clone();
-        assert!(unseal("another", &sealed).is_none());
+        assert!([&name, "the-secret-itself", &encoded].iter().all(|secret| !text.contains(*secret)), "{text}");
+        let session: Session = serde_json::from_str(&stored[0].1).unwrap();
+        assert!(unseal("another", &session.sealed_credential).is_none());
     }
 
     #[tokio::test]
-    async fn a_closed_session_is_gone_for_good_and_the_oldest_makes_room() {
+    async fn a_closed_session_is_closed_on_every_node_and_the_oldest_makes_room() {
         let (store, clock) = (Arc::<MemoryStore>::default(), clock());
-        let open = sessions(&store, &clock).await;
-        let first = open.open(&"s".into(), true).await;
+        let [one, other] = [sessions(&store, &clock), sessions(&store, &clock)];
+        let first = one.open(&"s".into(), true).await.unwrap();
         clock.advance(Duration::from_secs(1));
-        let second = open.open(&"s".into(), true).await;
-        let filler = open.open.lock().values().next().unwrap().clone();
-        let ends_at = clock.now().plus(Duration::from_hours(SESSION_HOURS));
-        let filler = Session { ends_at, ..filler };
-        (2..MAX_SESSIONS).for_each(|n| drop(open.open.lock().insert(n.to_string(), filler.clone())));
-        assert!(open.find(&first).is_some());
-        open.open(&"s".into(), true).await;
-        assert!(open.find(&first).is_none() && open.find(&second).is_some());
-        open.close(&second).await;
-        assert!(open.find(&second).is_none());
-        drop(open);
-        let reopened = sessions(&store, &clock).await;
-        assert!(reopened.find(&first).is_none() && reopened.find(&second).is_none());
+        let second = one.open(&"s".into(), true).await.unwrap();
+        let session = store.prefix(&setting(&second)).await.unwrap().remove(0).1;
+        for n in 2..MAX_SESSIONS {
+            store.put(format!("{SETTING}{n}"), session.clone()).await.unwrap();
+        }
+        assert!(is_open(&other, &first).await);
+        other.open(&"s".into(), true).await.unwrap();
+        assert!(!is_open(&one, &first).await && is_open(&one, &second).await);
+        one.close(&second).await;
+        assert!(!is_open(&other, &second).await);
     }
 }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{
+    caps::Caps,
     failures::Failures,
     memory::MemoryBudget,
     memos::Memos,
@@ -27,7 +28,7 @@ use crate::{
     metrics::Metrics,
     prompts::Prompts,
     queue::{Allowance, Hold, Kind, Operations, Outlook, Queue, Quota, WaitingFor},
-    store::Ledger,
+    store::{Ledger, Store},
     webhook::Webhooks,
 };
 
@@ -38,8 +39,11 @@ pub struct Api {
     pub queue: Queue,
     pub operations: Operations,
     pub ledger: Arc<dyn Ledger>,
+    /// For exports alone.
+    pub store: Arc<dyn Store>,
     pub audit: Arc<AuditLog>,
     pub limits: Limits,
+    pub caps: Arc<Caps>,
     pub prompts: Prompts,
     pub metrics: Metrics,
     pub models: Models,

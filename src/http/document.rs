@@ -38,7 +38,7 @@ const SUBMITTING: &[&str] = &["analyze", "analyze_batch", "resend_webhook", "ret
 
 /// Operations that answer page by page.
 const LISTING: &[&str] =
-    &["export_jobs", "list_audit", "list_failing_webhooks", "list_jobs", "list_own_failing_webhooks", "list_own_jobs"];
+    &["list_audit", "list_failing_webhooks", "list_jobs", "list_own_failing_webhooks", "list_own_jobs"];
 
 /// Operations with a scope that do not need the store.
 const IN_MEMORY: &[&str] = &["get_history", "get_limits", "get_stats", "list_keys", "list_prompts", "test_webhook"];

@@ -159,7 +159,7 @@ impl EventStream {
         let pause_ends = self.next_beat.min(self.ends_at);
         let news = timeout_at(pause_ends, self.follower.next()).await;
         self.next_beat = Instant::now() + HEARTBEAT;
-        if !self.access.holds(&self.api.auth) {
+        if !self.access.holds(&self.api.auth).await {
             return None;
         }
         match news {

@@ -49,13 +49,13 @@ pub(super) struct Access {
 }
 
 impl Access {
-    pub(super) fn holds(&mut self, auth: &Auth) -> bool {
+    pub(super) async fn holds(&mut self, auth: &Auth) -> bool {
         let revocations = auth.revocations();
         if revocations == self.revocations {
             return true;
         }
         self.revocations = revocations;
-        auth.identify(self.header.as_ref().map(HeaderValue::as_bytes)).as_ref() == Ok(&self.caller)
+        auth.identify(self.header.as_ref().map(HeaderValue::as_bytes)).await.as_ref() == Ok(&self.caller)
     }
 }
 
@@ -78,7 +78,7 @@ impl FromRequestParts<Arc<Api>> for Id {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Id, Problem> {
         let revocations = api.auth.revocations();
         let looks = matches!(parts.method, Method::GET | Method::HEAD);
-        let caller = authenticate(parts, api, if looks { Scope::Read } else { Scope::Analyze })?;
+        let caller = authenticate(parts, api, if looks { Scope::Read } else { Scope::Analyze }).await?;
         let Path(id) = Path::<JobId>::from_request_parts(parts, api).await.map_err(|_| {
             let detail = "the id in the path is not a UUID, for example 019aaf2e-5c3d-7a10-8f3b-2d9e4c6b1a70";
             Problem::new(INVALID_JOB_ID, detail)
@@ -105,7 +105,7 @@ impl FromRequestParts<Arc<Api>> for Named {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Named, Problem> {
-        let caller = authenticate(parts, api, Scope::Read)?;
+        let caller = authenticate(parts, api, Scope::Read).await?;
         caller.name.map(Named).ok_or_else(|| nameless(parts))
     }
 }
@@ -131,7 +131,7 @@ impl FromRequestParts<Arc<Api>> for SecretOwner {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<SecretOwner, Problem> {
-        let caller = authenticate(parts, api, Scope::Analyze)?;
+        let caller = authenticate(parts, api, Scope::Analyze).await?;
         let operator = (caller.scope == Scope::Admin).then(|| caller.actor().to_owned());
         let name = job_name(caller, api);
         if name.is_none() && operator.is_none() {
@@ -157,7 +157,7 @@ impl FromRequestParts<Arc<Api>> for Submitter {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Submitter, Problem> {
-        let caller = authenticate(parts, api, Scope::Analyze)?;
+        let caller = authenticate(parts, api, Scope::Analyze).await?;
         let by = digest(&caller, address(parts, api));
         Ok(Submitter { name: job_name(caller, api), by })
     }
@@ -168,14 +168,15 @@ fn digest(caller: &Identity, address: IpAddr) -> caller::Caller {
 }
 
 /// The caller, if their scope is at least `needed`. Refusals are counted.
-fn authenticate(parts: &Parts, api: &Api, needed: Scope) -> Result<Identity, Problem> {
+async fn authenticate(parts: &Parts, api: &Api, needed: Scope) -> Result<Identity, Problem> {
     let header = parts.headers.get(header::AUTHORIZATION);
-    let (reason, problem) = match api.auth.identify(header.map(HeaderValue::as_bytes)) {
+    let (reason, problem) = match api.auth.identify(header.map(HeaderValue::as_bytes)).await {
         Ok(caller) if caller.scope >= needed => return Ok(caller),
         Ok(caller) if caller.name.is_some() => {
             let detail = format!("needs scope {needed}, but {} has scope {}", caller.actor(), caller.scope);
             ("forbidden", Problem::new(FORBIDDEN, detail))
         }
+        Err(error @ Refused::Unavailable) => return Err(Unavailable(error.to_string()).into()),
         // Without API keys callers are anonymous, but admin routes still need a token.
         _ if header.is_none() => ("missing", Problem::new(UNAUTHORIZED, Refused::Missing.to_string())),
         _ => match api.failures.count(address(parts, api)) {
@@ -291,7 +292,7 @@ impl FromRequestParts<Arc<Api>> for Admin {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Admin, Problem> {
-        let caller = authenticate(parts, api, Scope::Admin)?;
+        let caller = authenticate(parts, api, Scope::Admin).await?;
         Ok(Admin { actor: caller.actor().to_owned() })
     }
 }

@@ -160,7 +160,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
         api.metrics.jobs.get_or_create(&kind(status)).set(gauge(count));
     }
     api.metrics.waiters.set(gauge(api.operations.waiters()));
-    api.metrics.running_attempts.set(gauge(api.operations.running_attempts()));
+    api.metrics.running_attempts.set(gauge(api.operations.own_attempts()));
     api.metrics.tasks.set(gauge(tokio::runtime::Handle::current().metrics().num_alive_tasks()));
     api.metrics.oldest_queued_age_seconds.set(api.operations.oldest_queued_age().as_secs_f64());
     api.metrics.gate_closed.set(i64::from(api.limits.gate(None).is_some()));

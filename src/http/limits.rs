@@ -21,7 +21,7 @@ use crate::{
 #[derive(Serialize, ToSchema)]
 #[schema(as = Limits)]
 pub(super) struct LimitsView {
-    /// Your caps, until the next start; null if unset.
+    /// Your caps: the setting, or the last change; null if unset.
     settings: RateCaps,
     /// The limits in force: the account's, as Claude reports them, or your cap if it is lower.
     in_force: PerMinute,
@@ -66,13 +66,14 @@ pub(super) async fn get(_: Admin, State(api): State<Arc<Api>>) -> Json<LimitsVie
 
 /// Change the limits
 ///
-/// The new limits apply at once, until the process ends. The next start uses the settings again.
+/// The new limits apply at once, on all nodes and after a restart, until they are changed again, here or by the setting
+/// RATE_LIMITS.
 #[utoipa::path(
     patch, path = "/api/v1/admin/limits", operation_id = "change_limits", tag = "admin",
     request_body = LimitsChange,
     responses(
         (status = 200, description = "The new limits", body = LimitsView),
-        (status = 503, description = "`storage_unavailable`: the limits are changed, but the audit log has no entry")
+        (status = 503, description = "`storage_unavailable`: the limits may be changed, but the audit log may have no entry")
     )
 )]
 pub(super) async fn patch(
@@ -80,13 +81,13 @@ pub(super) async fn patch(
     State(api): State<Arc<Api>>,
     change: JsonBody<LimitsChange>,
 ) -> Result<Json<LimitsView>, Problem> {
-    let after = change.checked(|change| caps(&change, api.limits.caps()))?;
-    api.limits.set_caps(after);
+    let wanted = change.checked(|change| wanted(&change))?;
+    let after = api.caps.change(wanted).await?;
     admin.record(&api, "limits", Some(&serde_json::to_string(&after).unwrap_or_default())).await?;
     Ok(Json(view(&api)))
 }
 
-fn caps(change: &LimitsChange, before: RateCaps) -> Result<RateCaps, Vec<FieldError>> {
+fn wanted(change: &LimitsChange) -> Result<RateCaps, Vec<FieldError>> {
     let mut errors = Vec::new();
     let mut within = |field: &str, wanted: Option<i64>, bounds: RangeInclusive<NonZeroU32>| {
         let wanted = wanted?;
@@ -100,14 +101,7 @@ fn caps(change: &LimitsChange, before: RateCaps) -> Result<RateCaps, Vec<FieldEr
     let requests = within("requests_per_minute", change.requests_per_minute, REQUESTS_PER_MINUTE);
     let input_tokens = within("input_tokens_per_minute", change.input_tokens_per_minute, TOKENS_PER_MINUTE);
     let output_tokens = within("output_tokens_per_minute", change.output_tokens_per_minute, TOKENS_PER_MINUTE);
-    if !errors.is_empty() {
-        return Err(errors);
-    }
-    Ok(RateCaps {
-        requests: requests.or(before.requests),
-        input_tokens: input_tokens.or(before.input_tokens),
-        output_tokens: output_tokens.or(before.output_tokens),
-    })
+    if errors.is_empty() { Ok(RateCaps { requests, input_tokens, output_tokens }) } else { Err(errors) }
 }
 
 pub(super) fn view(api: &Api) -> LimitsView {

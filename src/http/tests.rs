@@ -46,6 +46,9 @@ async fn api_in(outage: Option<Outage>, closing: &CancellationToken) -> Api {
     let queue = queue.unwrap();
     let registry = Registry::new(store.clone());
     let auth = Auth::load("s3cret".into(), None, None, false, registry.clone(), clock.clone()).await.unwrap();
+    let least = RateCaps { requests: least, input_tokens: least, output_tokens: least };
+    let limits = Limits::new(least, 1, None, Arc::new(|| ModelKey::of("m")));
+    let caps = Arc::new(caps::Caps::new(limits.clone(), registry.clone()));
     let root = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into();
     let secrets = Secrets::derived(&root, registry, clock.clone()).unwrap();
     let webhooks = Webhooks::new(queue.clone(), store.clone(), secrets, Callbacks::default(), None, metrics.clone());
@@ -55,8 +58,9 @@ async fn api_in(outage: Option<Outage>, closing: &CancellationToken) -> Api {
     Api {
         webhooks: webhooks.unwrap(),
         auth: Arc::new(auth),
-        audit: Arc::new(AuditLog::new(store.clone(), clock)),
-        ledger: store,
+        audit: Arc::new(AuditLog::new(store.clone(), clock, None)),
+        ledger: store.clone(),
+        store,
         memory: MemoryBudget::new(64 << 20),
         refusals: observe::RefusalLog::default(),
         failures: Failures::default(),
@@ -67,12 +71,8 @@ async fn api_in(outage: Option<Outage>, closing: &CancellationToken) -> Api {
         notes: Arc::new(Vec::new),
         operations: queue.operations(),
         queue,
-        limits: Limits::new(
-            RateCaps { requests: least, input_tokens: least, output_tokens: least },
-            1,
-            None,
-            Arc::new(|| ModelKey::of("m")),
-        ),
+        limits,
+        caps,
         prompts: Prompts::load(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts")).unwrap(),
         metrics,
         callbacks: Callbacks::default(),

@@ -1,32 +1,32 @@
-//! `/api/v1/admin/export` and `/import`: moves all jobs from one service to another, page by page, as JSON lines.
+//! `/api/v1/admin/export` and `/import`: an archive of a running service, and records of one into a running service.
 
-use std::sync::Arc;
+use std::{borrow::Cow, io, sync::Arc};
 
 use axum::{
     Json,
-    body::Body,
+    body::{Body, Bytes},
     extract::State,
     http::{HeaderValue, header},
-    response::Response,
+    response::{IntoResponse, Response},
 };
+use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
+use tracing::error;
 use utoipa::ToSchema;
 
 use super::{
     api::Api,
     body,
     extract::{Admin, Params},
-    filter::{decode_cursor, encode_cursor},
-    pages::Here,
+    memory::MemoryBudget,
+    observe,
     problem::{INTERNAL, INVALID_BODY, Problem},
 };
 use crate::{
     audit::AuditAction,
-    job::{JobPage, Listing, Order, archive},
+    queue::QueueError,
+    store::archive::{Line, Reader, Record, Scope, Writer},
 };
-
-/// Jobs on a page of an export. Fewer than in a listing, because each has all of Claude's answers.
-const EXPORT_PAGE: usize = 50;
 
 /// Largest body of an import: room for the largest job, or many usual ones.
 const MAX_IMPORT_BYTES: usize = 32 << 20;
@@ -43,11 +43,11 @@ pub(super) struct Imported {
     imported: usize,
     /// Number of jobs that exist already. They do not change.
     skipped: usize,
-    /// Lines that can't be read as a job.
+    /// Lines that can't be read.
     refused: Vec<Refused>,
 }
 
-/// A line that can't be read as a job.
+/// A line that can't be read.
 #[derive(Serialize, ToSchema)]
 #[schema(as = RefusedLine)]
 struct Refused {
@@ -57,50 +57,75 @@ struct Refused {
     message: String,
 }
 
-/// Export jobs
+/// An archive on its way to a client.
+struct Export {
+    memory: MemoryBudget,
+    reader: Reader,
+    writer: Writer<Vec<u8>>,
+}
+
+impl Export {
+    /// The next lines, and the export unless it has ended. They take memory and time as a page of a list does.
+    async fn next(self) -> Result<(Bytes, Option<Export>), Problem> {
+        let Export { memory, mut reader, mut writer } = self;
+        let read = async move {
+            let records = reader.next().await.map_err(QueueError::from)?;
+            Ok((reader, records))
+        };
+        let make = move |(reader, records): (Reader, Option<Vec<Record>>)| {
+            let is_end = records.is_none();
+            records.into_iter().flatten().try_for_each(|record| writer.record(&record))?;
+            if is_end {
+                writer.end()?;
+            }
+            let lines = std::mem::take(writer.out()).into();
+            Ok::<_, io::Error>((lines, (!is_end).then_some((reader, writer))))
+        };
+        let made = memory.list(read, make).await?;
+        let (lines, rest) = made.map_err(|error| Problem::new(INTERNAL, error.to_string()))?;
+        Ok((lines, rest.map(|(reader, writer)| Export { memory, reader, writer })))
+    }
+}
+
+/// Export an archive
 ///
-/// A page of up to 50 jobs as JSON lines, oldest first. The header `Link` with `rel="next"` has the address of the next
-/// page; the last page has no such header. Each page shows its jobs at the time of the request.
+/// Streams jobs, the ledger, the history and the audit log as JSON lines: a header, the records, and an end line with the
+/// count of each kind. Without an end line the archive is cut off. API keys, sessions and settings are left out.
 #[utoipa::path(
     get, path = "/api/v1/admin/export", operation_id = "export_jobs", tag = "admin",
-    params(("after" = Option<String>, Query, description = "Where the previous page ended, from its `Link`",
-        pattern = "^A[A-Za-f][A-Za-z0-9_-]{10}$")),
-    responses(
-        (status = 200, description = "Jobs, one on each line", body = String, content_type = "application/x-ndjson")
-    )
+    responses((status = 200, description = "The archive", body = String, content_type = "application/x-ndjson"))
 )]
-pub(super) async fn export(
-    _: Admin,
-    State(api): State<Arc<Api>>,
-    mut params: Params,
-    here: Here,
-) -> Result<Response, Problem> {
-    let wrong = || "is not from a Link of this service; start without it".to_owned();
-    let cursor = params.last("after", |value| decode_cursor(value).ok_or_else(wrong));
+pub(super) async fn export(_: Admin, State(api): State<Arc<Api>>, params: Params) -> Result<Response, Problem> {
     params.end()?;
-    let queue = api.queue.clone();
-    let listing = Listing { order: Order::OldestFirst, cursor, limit: EXPORT_PAGE, ..Listing::default() };
-    let read = async move { Ok(queue.list(listing).await?) };
-    let make = move |page: JobPage| {
-        let mut lines = String::new();
-        for record in &page.jobs {
-            let line = archive::write(record).map_err(|error| Problem::new(INTERNAL, error.to_string()))?;
-            lines.push_str(&line);
-            lines.push('\n');
-        }
-        let lines = ([(header::CONTENT_TYPE, NDJSON)], lines);
-        Ok(here.link_next(lines, "after", page.next.map(encode_cursor)))
+    let now = api.queue.now();
+    let export = Export {
+        memory: api.memory.clone(),
+        reader: Reader::new(Arc::clone(&api.store), Scope::ForOperators, now),
+        writer: Writer::new(Vec::new(), |line| Cow::Borrowed(line), now, true),
     };
-    api.memory.list(read, make).await?
+    // Before the answer begins, so that a store that can't be read is a problem and not a cut archive.
+    let (first, rest) = export.next().await?;
+    let rest = stream::unfold(rest, |export| async {
+        Some(match export?.next().await {
+            Ok((lines, rest)) => (Ok(lines), rest),
+            Err(_) => {
+                error!(request.id = observe::request_id(), "an export was cut off: the job store can't be read");
+                (Err(io::Error::other("cut off")), None)
+            }
+        })
+    });
+    let lines = stream::iter([Ok(first)]).chain(rest);
+    Ok(([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(lines)).into_response())
 }
 
 /// Import jobs
 ///
-/// Accepts up to 200 lines and 32 MiB from an export. A job with an existing id is skipped, so importing the same lines
-/// twice changes nothing. Pending jobs continue here. A running attempt gets an unknown outcome, as after a crash.
+/// Accepts up to 200 lines and 32 MiB of an archive. A job with an existing id is skipped, so importing the same lines
+/// twice changes nothing. Pending jobs continue here. A running attempt gets an unknown outcome, as after a crash. Lines
+/// other than jobs and idempotency keys are ignored.
 #[utoipa::path(
     post, path = "/api/v1/admin/import", operation_id = "import_jobs", tag = "admin",
-    request_body(content_type = "application/x-ndjson", description = "Exported jobs, one on each line"),
+    request_body(content_type = "application/x-ndjson", description = "Lines of an archive"),
     responses(
         (status = 200, description = "The number of imported, skipped and refused lines", body = Imported),
         (status = 503, description = "`queue_full`, `storage_low`, `shutting_down`, `storage_unavailable`, `timeout`")
@@ -114,15 +139,21 @@ pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body
         let detail = format!("the body must have at most {MAX_IMPORT} lines; send the rest in another request");
         return Err(Problem::new(INVALID_BODY, detail));
     }
-    let (mut records, mut refused) = (Vec::new(), Vec::new());
+    let (mut jobs, mut keys, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     for (text, line) in lines {
-        match archive::read(text) {
-            Ok(record) => records.push(record),
+        match Line::read(text) {
+            Ok(Line::Record(record)) => match *record {
+                Record::Job(job) => jobs.push(job),
+                Record::Key(key, job) => keys.push((key, job)),
+                // The audit log and the costs of this service are its own.
+                Record::Setting(..) | Record::Audit(..) | Record::Day(_) => {}
+            },
+            Ok(Line::Header(_) | Line::End(_)) => {}
             Err(error) => refused.push(Refused { line, message: error.to_string() }),
         }
     }
-    let count = records.len();
-    let imported = api.operations.import(records).await?;
+    let count = jobs.len();
+    let imported = api.operations.import(jobs, keys).await?;
     api.audit.record(AuditAction { actor: &admin.actor, action: "import", detail: None }, Some(imported)).await?;
     Ok(Json(Imported { imported, skipped: count - imported, refused }))
 }

@@ -345,12 +345,20 @@ pub struct TokenUsage {
 impl TokenUsage {
     #[must_use]
     pub fn plus(self, other: TokenUsage) -> TokenUsage {
+        self.combined(other, u64::saturating_add)
+    }
+
+    #[must_use]
+    pub fn minus(self, other: TokenUsage) -> TokenUsage {
+        self.combined(other, u64::saturating_sub)
+    }
+
+    fn combined(self, other: TokenUsage, combine: fn(u64, u64) -> u64) -> TokenUsage {
         TokenUsage {
-            input_tokens: self.input_tokens.saturating_add(other.input_tokens),
-            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
-            cache_creation_input_tokens: (self.cache_creation_input_tokens)
-                .saturating_add(other.cache_creation_input_tokens),
-            cache_read_input_tokens: self.cache_read_input_tokens.saturating_add(other.cache_read_input_tokens),
+            input_tokens: combine(self.input_tokens, other.input_tokens),
+            output_tokens: combine(self.output_tokens, other.output_tokens),
+            cache_creation_input_tokens: combine(self.cache_creation_input_tokens, other.cache_creation_input_tokens),
+            cache_read_input_tokens: combine(self.cache_read_input_tokens, other.cache_read_input_tokens),
         }
     }
 

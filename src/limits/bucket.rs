@@ -10,6 +10,8 @@ use governor::{
 };
 use tokio::time::Instant;
 
+use crate::clock::{Moments, Timestamp};
+
 /// The share of a limit that is used: clocks and networks are not exact, and a refused call costs more than a later one.
 const SHARE: f64 = 0.98;
 
@@ -26,6 +28,9 @@ impl Clock for TokioClock {
         self.0.elapsed()
     }
 }
+
+/// A limit that an answer named, and when its call began.
+pub(super) type Named = Option<(NonZeroU32, Timestamp)>;
 
 #[derive(Debug)]
 pub(super) struct Bucket {
@@ -87,6 +92,23 @@ impl Bucket {
         if self.per_minute() != before {
             self.apply();
         }
+    }
+
+    pub(super) fn memo(&self, moments: &Moments) -> Named {
+        self.named.map(|(limit, at)| (limit, moments.timestamp(at)))
+    }
+
+    pub(super) fn adopt(&mut self, named: Named, moments: &Moments) {
+        let before = self.per_minute();
+        self.named = named.map(|(limit, at)| (limit, moments.instant(at)));
+        if self.per_minute() != before {
+            self.apply();
+        }
+    }
+
+    /// Leaves nothing in it.
+    pub(super) fn drain(&mut self) {
+        self.apply();
     }
 
     /// The operator's cap, or the upstream's limit if that is lower.

@@ -10,11 +10,12 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::{
-    clock::{Clock, Timestamp},
+    clock::{Clock, Moments, Timestamp},
     config::values::DailyBudget,
     job::AtRisk,
     ledger::{Day, Spending, dollars},
@@ -29,7 +30,7 @@ const LARGE_PERCENT: u64 = 125;
 /// For so long, the queue waits for the call that did not fit. Its job may be cancelled meanwhile.
 const PUT_OFF_FOR: Duration = Duration::from_secs(60);
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Need {
     pub tokens: u64,
     /// 0 for a model without a price.
@@ -69,6 +70,14 @@ pub enum Room {
     TooLarge,
     /// Money is bounded, and the model has no price.
     NoPrice,
+}
+
+/// What is reserved, as the dispatcher tells other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct BudgetMemo {
+    reserved: Need,
+    /// What the call needs that was put off, and since when.
+    next: Option<(Need, Timestamp)>,
 }
 
 pub struct Budget {
@@ -200,6 +209,22 @@ impl Budget {
             }
         }
         None
+    }
+
+    pub(super) fn memo(&self, moments: &Moments) -> BudgetMemo {
+        let state = self.state.lock();
+        BudgetMemo { reserved: state.reserved, next: state.next.map(|(need, at)| (need, moments.timestamp(at))) }
+    }
+
+    pub(super) fn adopt(&self, memo: BudgetMemo, moments: &Moments) {
+        let mut state = self.state.lock();
+        state.reserved = memo.reserved;
+        state.next = memo.next.map(|(need, at)| (need, moments.instant(at)));
+    }
+
+    /// Reserves nothing any more: the calls that another node had under way have ended.
+    pub(super) fn release_all(&self) {
+        self.state.lock().reserved = Need::default();
     }
 
     fn next(&self, state: &State) -> Need {

@@ -15,11 +15,14 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use crate::job::{FailureCode, disposition::SharedFailure};
+use crate::{
+    clock::{Moments, Timestamp},
+    job::{FailureCode, disposition::SharedFailure},
+};
 
 /// Pause between probes if several questions met the failure and only a person can end it.
 pub(super) const BLOCK_PAUSE: Duration = Duration::from_secs(30);
@@ -90,7 +93,49 @@ pub(super) struct Gate {
     disproved: VecDeque<u64>,
 }
 
+/// A gate, as the dispatcher tells other nodes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct GateMemo {
+    closed: Option<ClosedMemo>,
+    met: Vec<(u64, u64)>,
+    disproved: Vec<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct ClosedMemo {
+    opens_at: Option<Timestamp>,
+    code: FailureCode,
+    detail: String,
+    since: Timestamp,
+    next_probe: Timestamp,
+    probes: u32,
+}
+
 impl Gate {
+    pub(super) fn memo(&mut self, moments: &Moments) -> GateMemo {
+        let closed = self.closed(Instant::now()).cloned().map(|closed| ClosedMemo {
+            opens_at: closed.opens_at.map(|at| moments.timestamp(at)),
+            code: closed.code,
+            detail: closed.detail,
+            since: moments.timestamp(closed.since),
+            next_probe: moments.timestamp(closed.next_probe),
+            probes: closed.probes,
+        });
+        GateMemo { closed, met: self.met.clone(), disproved: self.disproved.iter().copied().collect() }
+    }
+
+    pub(super) fn adopt(&mut self, memo: GateMemo, moments: &Moments) {
+        self.closed = memo.closed.map(|closed| Closed {
+            opens_at: closed.opens_at.map(|at| moments.instant(at)),
+            code: closed.code,
+            detail: closed.detail,
+            since: moments.instant(closed.since),
+            next_probe: moments.instant(closed.next_probe),
+            probes: closed.probes,
+        });
+        (self.met, self.disproved) = (memo.met, memo.disproved.into());
+    }
+
     /// Allows a call; true if it is a probe: see [`Gate::begin_probe`].
     pub(super) fn admit(&mut self, now: Instant) -> Result<bool, Refusal> {
         let is_probing = self.is_probing;

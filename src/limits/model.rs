@@ -8,10 +8,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    bucket::Bucket,
-    gate::{Gate, Refusal},
+    bucket::{Bucket, Named},
+    gate::{Gate, GateMemo, Refusal},
 };
-use crate::{config::values::RateCaps, job::TokenUsage};
+use crate::{
+    clock::{Moments, Timestamp},
+    config::values::RateCaps,
+    job::TokenUsage,
+};
 
 /// A limit per minute may be enforced per second, and calls that left one after the other may arrive together.
 const REQUEST_BURST: Duration = Duration::from_millis(500);
@@ -105,7 +109,63 @@ pub(super) struct Model {
     input_per_byte: Option<f64>,
 }
 
+/// A model, as the dispatcher tells other nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct ModelMemo {
+    name: String,
+    gate: GateMemo,
+    /// The limits on requests, input tokens and output tokens.
+    named: [Named; 3],
+    used_at: Timestamp,
+    backed_off: Option<f64>,
+    backed_off_at: Option<Timestamp>,
+    is_known: bool,
+    usual_seconds: f64,
+    usual_input: f64,
+    usual_output: f64,
+    input_per_byte: Option<f64>,
+}
+
 impl Model {
+    pub(super) fn memo(&mut self, moments: &Moments) -> ModelMemo {
+        ModelMemo {
+            name: self.name.clone(),
+            gate: self.gate.memo(moments),
+            named: [&self.requests, &self.input_tokens, &self.output_tokens].map(|bucket| bucket.memo(moments)),
+            used_at: moments.timestamp(self.used_at),
+            backed_off: self.backed_off,
+            backed_off_at: self.backed_off_at.map(|at| moments.timestamp(at)),
+            is_known: self.is_known,
+            usual_seconds: self.usual_seconds,
+            usual_input: self.usual_input,
+            usual_output: self.usual_output,
+            input_per_byte: self.input_per_byte,
+        }
+    }
+
+    pub(super) fn adopt(&mut self, memo: ModelMemo, moments: &Moments) {
+        self.gate.adopt(memo.gate, moments);
+        for (bucket, named) in self.buckets().into_iter().zip(memo.named) {
+            bucket.adopt(named, moments);
+        }
+        self.used_at = moments.instant(memo.used_at);
+        self.backed_off_at = memo.backed_off_at.map(|at| moments.instant(at));
+        let ModelMemo { name, backed_off, is_known, usual_seconds, usual_input, usual_output, input_per_byte, .. } =
+            memo;
+        (self.name, self.backed_off, self.is_known) = (name, backed_off, is_known);
+        (self.usual_seconds, self.usual_input, self.usual_output) = (usual_seconds, usual_input, usual_output);
+        self.input_per_byte = input_per_byte;
+    }
+
+    /// Leaves nothing of the limits per minute.
+    pub(super) fn drain(&mut self) {
+        self.buckets().into_iter().for_each(Bucket::drain);
+    }
+
+    fn buckets(&mut self) -> [&mut Bucket; 3] {
+        [&mut self.requests, &mut self.input_tokens, &mut self.output_tokens]
+    }
+
     pub(super) fn new(caps: RateCaps, workers: usize) -> Model {
         Model {
             name: String::new(),
@@ -190,8 +250,7 @@ impl Model {
     }
 
     pub(super) fn learn(&mut self, limits: [Option<u64>; 3], called_at: Instant) {
-        let buckets = [&mut self.requests, &mut self.input_tokens, &mut self.output_tokens];
-        for (bucket, limit) in buckets.into_iter().zip(limits) {
+        for (bucket, limit) in self.buckets().into_iter().zip(limits) {
             let limit = limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)).and_then(NonZeroU32::new);
             limit.into_iter().for_each(|limit| bucket.learn(limit, called_at));
         }

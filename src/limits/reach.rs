@@ -3,9 +3,13 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::job::FailureCode;
+use crate::{
+    clock::{Moments, Timestamp},
+    job::FailureCode,
+};
 
 /// So many calls in a row without a connection ...
 const FAILURES: u32 = 3;
@@ -38,7 +42,43 @@ impl Unreachable {
 #[derive(Debug, Default)]
 pub(super) struct Reach(Option<Unreachable>);
 
+/// The same, as the dispatcher tells other nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct ReachMemo {
+    code: FailureCode,
+    detail: String,
+    failures: u32,
+    question: u64,
+    is_of_several: bool,
+    since: Timestamp,
+    last: Timestamp,
+}
+
 impl Reach {
+    pub(super) fn memo(&self, moments: &Moments) -> Option<ReachMemo> {
+        self.0.clone().map(|calls| ReachMemo {
+            code: calls.code,
+            detail: calls.detail,
+            failures: calls.failures,
+            question: calls.question,
+            is_of_several: calls.is_of_several,
+            since: moments.timestamp(calls.since),
+            last: moments.timestamp(calls.last),
+        })
+    }
+
+    pub(super) fn adopt(&mut self, memo: Option<ReachMemo>, moments: &Moments) {
+        self.0 = memo.map(|calls| Unreachable {
+            code: calls.code,
+            detail: calls.detail,
+            failures: calls.failures,
+            question: calls.question,
+            is_of_several: calls.is_of_several,
+            since: moments.instant(calls.since),
+            last: moments.instant(calls.last),
+        });
+    }
+
     /// A call found no connection. Returns whether Claude counts as unreachable from now on.
     pub(super) fn failed(&mut self, question: u64, code: FailureCode, detail: &str, now: Instant) -> bool {
         let before = self.0.take().filter(|before| now - before.last < FORGET_AFTER);

@@ -65,7 +65,7 @@ impl Inner {
         (self.policy.allowance)(None).calls_at_once.min(self.policy.workers)
     }
 
-    /// How many attempts are under way in this process.
+    /// How many attempts are under way on all nodes.
     pub(super) fn running_attempts(&self) -> usize {
         self.running.len()
     }

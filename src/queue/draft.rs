@@ -43,8 +43,12 @@ impl Draft {
 
     /// How far the attempt has come.
     pub(super) fn progress(&self) -> Progress {
-        let text = self.times.lock().map(|times| (times.first.elapsed(), times.bytes));
-        Progress { elapsed: self.begun_at.elapsed(), text }
+        Progress::of(self.moments())
+    }
+
+    /// When the attempt was claimed, when the first piece of its text came, and how many bytes came.
+    pub(super) fn moments(&self) -> (Instant, Option<(Instant, usize)>) {
+        (self.begun_at, self.times.lock().map(|times| (times.first, times.bytes)))
     }
 
     /// From the first piece of the text to the last, and its bytes.

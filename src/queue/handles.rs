@@ -61,12 +61,11 @@ pub(super) struct Inner {
     pub(super) standby: Mutex<Option<Weak<dyn Standby>>>,
     pub(super) service_time: ServiceTime,
     pub(super) history: Arc<History>,
-    pub(super) registry: Registry,
     pub(super) spending: Spending,
     pub(super) bounds: Bounds,
     /// Signalled when a job has ended that may owe a message to its callback URL.
     pub(super) ended: Arc<Notify>,
-    pub(super) paused: Switch,
+    pub(super) paused: Arc<Switch>,
     /// Signalled when something became due earlier than the sweeper may expect.
     pub(super) due: Arc<Notify>,
     pub(super) closing: CancellationToken,
@@ -87,8 +86,7 @@ impl Queue {
         closing: CancellationToken,
     ) -> Result<Queue, QueueError> {
         let registry = Registry::new(Arc::clone(&store) as _);
-        let history = History::load(registry.clone(), clock.clone(), metrics.clone()).await?;
-        let paused = Switch::load(&registry).await?;
+        let history = History::load(registry.clone(), clock.clone(), metrics.clone(), policy.node.clone()).await?;
         let (outbox, store): (Arc<dyn Outbox>, Arc<dyn JobStore>) = (Arc::clone(&store) as _, store);
         let bounds = Bounds {
             max_pending: policy.max_pending,
@@ -99,6 +97,7 @@ impl Queue {
             is_folder_gone: AtomicBool::new(false),
         };
         let ready = Arc::<Notify>::default();
+        let paused = Arc::new(Switch::load(registry, Arc::clone(&ready)).await?);
         let board = Arc::new(Board::new(clock.clone(), Arc::clone(&ready)));
         let queue = Queue(Arc::new(Inner {
             store,
@@ -116,7 +115,6 @@ impl Queue {
             standby: Mutex::default(),
             service_time: ServiceTime::default(),
             history: Arc::new(history),
-            registry,
             spending,
             bounds,
             ended: Arc::default(),

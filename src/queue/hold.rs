@@ -64,11 +64,11 @@ impl Queue {
         let left = waiting.until().saturating_duration_since(Instant::now());
         let expectation = self.0.service_time.expectation(&waiting.kind);
         let JobState::Queued { run_at } = job.state else {
-            let draft = self.0.running.draft(job.id).filter(|_| self.0.policy.deadlines_first);
+            let progress = self.0.running.progress_of(job.id).filter(|_| self.0.policy.deadlines_first);
             let is_forlorn = |progress: Progress| {
                 (expectation.is_learnt || progress.text.is_some()) && expectation.chance_from(progress, left) < FORLORN
             };
-            return draft.is_none_or(|draft| !is_forlorn(draft.progress()));
+            return progress.is_none_or(|progress| !is_forlorn(progress));
         };
         // The same question is already running, or the claim is being stored: the attempt has as good as begun.
         if waiting.is_picked() || self.0.board.is_blocked(job.id) {

@@ -14,8 +14,9 @@ use super::{
 use crate::{
     clock::Timestamp,
     history::History,
-    job::{Job, JobId, JobRecord, StatusCounts, caller},
+    job::{IdempotencyKey, Job, JobId, JobRecord, StatusCounts, caller},
     ledger::{Day, Sums},
+    registry::Live,
     store::Insertion,
 };
 
@@ -48,22 +49,30 @@ impl Operations {
         }
     }
 
-    /// Takes over jobs of another service, those whose id is not here yet, as they were there. An attempt that was under
-    /// way there is of unknown outcome here, as after a crash. Tells how many were new.
+    /// Takes over jobs of another service, those whose id is not here yet, as they were there, and idempotency keys whose jobs
+    /// were deleted there. An attempt that was under way there is of unknown outcome here, as after a crash. A webhook that is
+    /// due there is sent from there, and not from here. Returns how many jobs were new.
     ///
     /// # Errors
     /// [`QueueError::Refused`] with none taken over, [`QueueError::Closing`], [`QueueError::Unavailable`].
-    pub async fn import(&self, mut records: Vec<JobRecord>) -> Result<usize, QueueError> {
+    pub async fn import(
+        &self,
+        mut records: Vec<JobRecord>,
+        mut keys: Vec<(IdempotencyKey, JobId)>,
+    ) -> Result<usize, QueueError> {
         if self.0.closing.is_cancelled() {
             return Err(QueueError::Closing);
         }
         let now = self.0.now();
-        for record in &mut records {
-            record.job.arrive(now);
-            if let Some(key) = &mut record.job.idempotency {
-                key.expires_at = key.expires_at.min(now.plus(self.0.policy.idempotency_window));
+        let last_end = now.plus(self.0.policy.idempotency_window);
+        for JobRecord { job, delivery, .. } in &mut records {
+            job.arrive(now);
+            if let Some(key) = &mut job.idempotency {
+                key.expires_at = key.expires_at.min(last_end);
             }
+            delivery.take_if(|delivery| delivery.next_at().is_some());
         }
+        keys.iter_mut().for_each(|(key, _)| key.expires_at = key.expires_at.min(last_end));
         let mut new: Vec<&Job> = Vec::new();
         for JobRecord { job, .. } in &records {
             new.extend(self.0.store.find(job.id).await?.is_none().then_some(job));
@@ -71,6 +80,9 @@ impl Operations {
         // An operator brings them, whosever they are.
         let arrivals = self.0.board.admit(&self.0.bounds, (caller::operator(), None), &new)?;
         let store = Arc::clone(&self.0.store);
+        if !keys.is_empty() {
+            self.0.store.add_keys(keys).await?;
+        }
         let insertions = store_admitted(arrivals, async move { store.import(records).await }).await?;
         self.0.due.notify_one();
         Ok(insertions.iter().filter(|insertion| **insertion == Insertion::Accepted).count())
@@ -86,9 +98,14 @@ impl Operations {
         self.0.workers()
     }
 
-    /// How many attempts are under way in this process.
+    /// How many attempts are under way on all nodes.
     pub fn running_attempts(&self) -> usize {
         self.0.running_attempts()
+    }
+
+    /// How many attempts are under way in this process.
+    pub fn own_attempts(&self) -> usize {
+        self.0.running.own()
     }
 
     /// The used share of the places in the queue: of all, or of those for jobs for later, whichever is larger.
@@ -147,7 +164,7 @@ impl Operations {
             return Ok(paused);
         }
         let pause = Pause { by: by.to_owned(), at: self.0.now() };
-        self.0.paused.set(&self.0.registry, Some(pause.clone())).await?;
+        self.0.paused.set(Some(pause.clone())).await?;
         Ok(pause)
     }
 
@@ -159,9 +176,12 @@ impl Operations {
         if self.paused().is_none() {
             return Ok(());
         }
-        self.0.paused.set(&self.0.registry, None).await?;
-        self.0.ready.notify_one();
-        Ok(())
+        Ok(self.0.paused.set(None).await?)
+    }
+
+    /// The settings of the queue that any node may change.
+    pub fn live(&self) -> Vec<Arc<dyn Live>> {
+        vec![Arc::clone(&self.0.paused) as _, Arc::clone(&self.0.history) as _]
     }
 
     /// Who paused the queue, if it is.

@@ -37,7 +37,7 @@ use super::{
     service_time::Kind,
 };
 use crate::{
-    clock::Timestamp,
+    clock::{Moments, Timestamp},
     digest::{Lane, ModelKey},
     job::{Job, JobId, JobState, caller::Caller},
 };
@@ -253,6 +253,20 @@ impl Order {
     pub(super) fn rush(&self) -> Option<Duration> {
         let rush = self.0.lock().rush.filter(|rush| rush.last.elapsed() < RUSH_ENDS_AFTER);
         rush.map(|rush| rush.since.elapsed())
+    }
+
+    /// Since when the rush lasts, and when it last showed.
+    pub(super) fn rush_memo(&self, moments: &Moments) -> Option<(Timestamp, Timestamp)> {
+        self.0.lock().rush.map(|rush| (moments.timestamp(rush.since), moments.timestamp(rush.last)))
+    }
+
+    /// Takes over what another node knows of the rush, if that is newer.
+    pub(super) fn adopt_rush(&self, rush: Option<(Timestamp, Timestamp)>, moments: &Moments) {
+        let newest = rush.map(|(since, last)| Rush { since: moments.instant(since), last: moments.instant(last) });
+        let mut state = self.0.lock();
+        if let Some(newest) = newest.filter(|newest| state.rush.is_none_or(|own| own.last < newest.last)) {
+            state.rush = Some(newest);
+        }
     }
 
     /// Records a client that would have waited if its answer could have come in time.

@@ -26,6 +26,8 @@ pub(super) type Allowances = Arc<dyn Fn(Lane) -> Allowance + Send + Sync>;
 /// Settings of the queue.
 #[derive(Clone)]
 pub struct Policy {
+    /// The name of this node, which no other live node has.
+    pub node: String,
     /// Who makes the attempts that are claimed here.
     pub owner: Owner,
     /// Most attempts under way at once, whatever the limits allow.
@@ -69,6 +71,7 @@ impl Policy {
     /// One that tries nothing again and keeps everything.
     pub(crate) fn plain() -> Policy {
         Policy {
+            node: "node".to_owned(),
             owner: Owner::ANY,
             workers: 1,
             deadlines_first: true,

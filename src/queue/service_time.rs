@@ -10,6 +10,8 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::job::{Depth, JobRequest};
 
@@ -31,11 +33,14 @@ const ENOUGH_TOTALS: usize = 30;
 /// Most models with figures of their own, as clients can name any. Further ones count as the service's own.
 const MAX_MODELS: usize = 64;
 
+/// Most models whose figures other nodes get.
+const MAX_SHARED_MODELS: usize = 16;
+
 /// How finely a distribution is recorded.
 const QUANTILES: usize = 20;
 
 /// Answers of one kind take about as long.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Kind {
     /// The model that the request names. `None` is the service's own model.
     pub(super) model: Option<String>,
@@ -69,6 +74,29 @@ pub(super) struct Progress {
     pub(super) elapsed: Duration,
     /// Since the first piece of its text, and how many bytes came; none before it.
     pub(super) text: Option<(Duration, usize)>,
+}
+
+impl Progress {
+    /// Of an attempt that was claimed then, and the first piece of whose text came then, and so many bytes.
+    pub(super) fn of((begun_at, text): (Instant, Option<(Instant, usize)>)) -> Progress {
+        Progress { elapsed: begun_at.elapsed(), text: text.map(|(first, bytes)| (first.elapsed(), bytes)) }
+    }
+}
+
+/// What was seen, for other nodes: enough of it to expect the same.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    mean: Option<f64>,
+    means: [Option<f64>; 2],
+    models: Vec<(Option<String>, ModelTimes)>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct ModelTimes {
+    starts: Vec<(bool, Vec<f64>)>,
+    bytes: Vec<(Depth, Vec<f64>)>,
+    seconds_per_byte: Vec<f64>,
+    totals: Vec<((Depth, bool), Vec<f64>)>,
 }
 
 /// What is expected of the answers of one kind.
@@ -149,6 +177,25 @@ impl ServiceTime {
         }
     }
 
+    pub(super) fn times(&self) -> Times {
+        let seen = self.0.lock();
+        let mut models: Vec<_> = seen.models.iter().collect();
+        // The service's own first.
+        models.sort_unstable_by_key(|(name, _)| *name);
+        let models = models.into_iter().take(MAX_SHARED_MODELS).map(|(name, model)| (name.clone(), model.times()));
+        Times {
+            mean: seen.mean.map(rounded),
+            means: seen.means.map(|mean| mean.map(rounded)),
+            models: models.collect(),
+        }
+    }
+
+    /// Takes over what another node has seen.
+    pub(super) fn adopt(&self, times: Times) {
+        let models = times.models.into_iter().map(|(name, times)| (name, Model::seen(times))).collect();
+        *self.0.lock() = Seen { mean: times.mean, means: times.means, models };
+    }
+
     /// The mean of all attempts: how fast the queue moves.
     pub(super) fn mean(&self) -> Duration {
         self.0.lock().mean.map_or(USUAL, Duration::from_secs_f64)
@@ -208,6 +255,30 @@ impl ServiceTime {
 }
 
 impl Model {
+    fn times(&self) -> ModelTimes {
+        let mut times = ModelTimes {
+            starts: self.starts.iter().map(|(key, seen)| (*key, sample(seen))).collect(),
+            bytes: self.bytes.iter().map(|(key, seen)| (*key, sample(seen))).collect(),
+            seconds_per_byte: sample(&self.seconds_per_byte),
+            totals: self.totals.iter().map(|(key, seen)| (*key, sample(seen))).collect(),
+        };
+        times.starts.sort_unstable_by_key(|(key, _)| *key);
+        times.bytes.sort_unstable_by_key(|(depth, _)| *depth as u8);
+        times.totals.sort_unstable_by_key(|((depth, is_waited_for), _)| (*depth as u8, *is_waited_for));
+        times
+    }
+
+    fn seen(times: ModelTimes) -> Model {
+        let ModelTimes { starts, bytes, seconds_per_byte, totals } = times;
+        Model {
+            starts: starts.into_iter().map(|(key, seen)| (key, seen.into())).collect(),
+            bytes: bytes.into_iter().map(|(key, seen)| (key, seen.into())).collect(),
+            seconds_per_byte: seconds_per_byte.into(),
+            totals: totals.into_iter().map(|(key, seen)| (key, seen.into())).collect(),
+            expectations: HashMap::new(),
+        }
+    }
+
     fn expectation(&self, kind: &Kind) -> Expectation {
         let starts = self.starts.get(&kind.is_waited_for).and_then(quantiles);
         let bytes = self.bytes.get(&kind.depth).and_then(quantiles);
@@ -286,6 +357,21 @@ impl Expectation {
         let in_time: usize = starts.iter().map(|start| rest.iter().filter(|rest| start + **rest <= left).count()).sum();
         in_time as f64 / (starts.len() * rest.len()) as f64
     }
+}
+
+/// So many of what was seen, evenly spread over it.
+fn sample(seen: &VecDeque<f64>) -> Vec<f64> {
+    if seen.len() <= ENOUGH_TOTALS {
+        return seen.iter().copied().map(rounded).collect();
+    }
+    let mut sorted: Vec<f64> = seen.iter().copied().map(rounded).collect();
+    sorted.sort_unstable_by(f64::total_cmp);
+    (0..ENOUGH_TOTALS).map(|place| sorted[(2 * place + 1) * sorted.len() / (2 * ENOUGH_TOTALS)]).collect()
+}
+
+/// To a millionth, so that it is short as text.
+fn rounded(number: f64) -> f64 {
+    (number * 1e6).round() / 1e6
 }
 
 fn remember(seen: &mut VecDeque<f64>, newest: f64) {
@@ -404,5 +490,30 @@ mod tests {
         assert_eq!(at(4.0, Some((2.0, 200)), 10.0), 0.0, "too slow");
         assert!((0.3..0.7).contains(&at(9.0, Some((7.0, 2_450)), 2.9)), "even");
         assert_eq!(at(20.0, Some((18.0, 9_000)), 0.1), 1.0, "longer than any before");
+    }
+
+    #[test]
+    fn another_node_expects_about_the_same_from_what_it_is_sent() {
+        let times = ServiceTime::default();
+        let kinds = [BRIEF(None), FULL(None), kind(Some("m"), Depth::Full, false)];
+        for n in 0..90 {
+            for (place, kind) in kinds.iter().enumerate() {
+                times.observe(kind, seen(5.0 + (place + 1) as f64 * f64::from(n) / 10.0, 3.0, 2_000 + n as usize));
+            }
+        }
+        let sent = serde_json::to_string(&times.times()).unwrap();
+        assert!(sent.len() < 8 << 10, "{} bytes", sent.len());
+        let other = ServiceTime::default();
+        other.adopt(serde_json::from_str(&sent).unwrap());
+        assert_eq!(other.times(), times.times(), "and a third node from that");
+        assert!((other.mean().as_secs_f64() - times.mean().as_secs_f64()).abs() < 1e-3);
+        for kind in &kinds {
+            let [here, there] = [&times, &other].map(|times| times.expectation(kind));
+            assert!(there.is_learnt);
+            for part in [0.1, 0.5, 0.9] {
+                let [here, there] = [&here, &there].map(|expectation| expectation.within(part).as_secs_f64());
+                assert!((here / there - 1.0).abs() < 0.1, "{kind:?} {part}: {here} {there}");
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@
 //! attempt must know whether it still owns its job; and whoever waits for a job that has ended must have heard of it. At
 //! the end of a sequence every job is brought to its end.
 
+mod nodes;
 mod overload;
 
 use std::{

@@ -4,14 +4,18 @@
 use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use serde::{Deserialize, Serialize};
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     draft::Draft,
     service_time::{Kind, Progress},
 };
-use crate::job::{Job, JobId, JobRequest, JobState};
+use crate::{
+    clock::{Moments, Timestamp},
+    job::{Job, JobId, JobRequest, JobState},
+};
 
 /// Clients that wait for jobs, one signal a job, however many wait for it.
 #[derive(Debug, Default)]
@@ -80,9 +84,31 @@ impl Drop for Interest {
     }
 }
 
-/// The attempts under way in this process.
+/// The attempts under way.
 #[derive(Debug, Default)]
-pub(super) struct Running(Mutex<HashMap<JobId, RunningAttempt>>);
+pub(super) struct Running {
+    /// In this process.
+    own: Mutex<HashMap<JobId, RunningAttempt>>,
+    /// On the dispatcher, as far as this node knows; empty on the dispatcher itself.
+    others: Mutex<HashMap<JobId, OtherAttempt>>,
+}
+
+/// An attempt, as the dispatcher tells other nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct AttemptMemo {
+    pub(super) job: JobId,
+    pub(super) kind: Kind,
+    pub(super) begun_at: Timestamp,
+    /// When the first piece of its text came, and how many bytes came.
+    pub(super) text: Option<(Timestamp, usize)>,
+}
+
+/// An attempt on another node: its kind, when it was claimed, when the first piece of its text came, and how many bytes.
+#[derive(Debug)]
+struct OtherAttempt {
+    kind: Kind,
+    moments: (Instant, Option<(Instant, usize)>),
+}
 
 /// An attempt under way.
 #[derive(Debug)]
@@ -118,43 +144,75 @@ impl Running {
         draft: Arc<Draft>,
     ) -> AttemptSlot {
         let (id, attempt, is_waited_for) = (job.id, job.attempt, job.waited_for);
-        self.0.lock().insert(id, RunningAttempt { attempt, lost, draft, request, is_waited_for });
+        self.own.lock().insert(id, RunningAttempt { attempt, lost, draft, request, is_waited_for });
         AttemptSlot { running: Arc::clone(self), id, attempt }
     }
 
     /// Whether this very attempt is under way here.
     pub(super) fn holds(&self, job: &Job) -> bool {
-        self.0.lock().get(&job.id).is_some_and(|under_way| under_way.attempt == job.attempt)
+        self.own.lock().get(&job.id).is_some_and(|under_way| under_way.attempt == job.attempt)
     }
 
     /// What the job asks, while an attempt is under way.
     pub(super) fn request(&self, id: JobId) -> Option<Arc<JobRequest>> {
-        self.0.lock().get(&id).map(|under_way| Arc::clone(&under_way.request))
+        self.own.lock().get(&id).map(|under_way| Arc::clone(&under_way.request))
     }
 
     /// The kind of the answer to the job's attempt, if one is under way.
     pub(super) fn kind(&self, id: JobId) -> Option<Kind> {
-        self.0.lock().get(&id).map(RunningAttempt::kind)
+        self.own.lock().get(&id).map(RunningAttempt::kind)
     }
 
-    /// The kind and the progress of every attempt.
+    /// The kind and the progress of every attempt, on all nodes.
     pub(super) fn progress(&self) -> Vec<(Kind, Progress)> {
-        let running = self.0.lock();
-        running.values().map(|under_way| (under_way.kind(), under_way.draft.progress())).collect()
+        let (own, others) = (self.own.lock(), self.others.lock());
+        let own = own.values().map(|under_way| (under_way.kind(), under_way.draft.progress()));
+        own.chain(others.values().map(|other| (other.kind.clone(), Progress::of(other.moments)))).collect()
+    }
+
+    /// The progress of the job's attempt, if one is under way on any node.
+    pub(super) fn progress_of(&self, id: JobId) -> Option<Progress> {
+        let other = || self.others.lock().get(&id).map(|other| Progress::of(other.moments));
+        self.draft(id).map(|draft| draft.progress()).or_else(other)
+    }
+
+    pub(super) fn memo(&self, moments: &Moments) -> Vec<AttemptMemo> {
+        let memo = |(job, under_way): (&JobId, &RunningAttempt)| {
+            let (begun_at, text) = under_way.draft.moments();
+            let text = text.map(|(first, bytes)| (moments.timestamp(first), bytes));
+            AttemptMemo { job: *job, kind: under_way.kind(), begun_at: moments.timestamp(begun_at), text }
+        };
+        let mut attempts: Vec<AttemptMemo> = self.own.lock().iter().map(memo).collect();
+        attempts.sort_unstable_by_key(|attempt| attempt.job);
+        attempts
+    }
+
+    /// These attempts are under way on another node, and no others.
+    pub(super) fn adopt(&self, attempts: Vec<AttemptMemo>, moments: &Moments) {
+        let other = |attempt: AttemptMemo| {
+            let text = attempt.text.map(|(first, bytes)| (moments.instant(first), bytes));
+            (attempt.job, OtherAttempt { kind: attempt.kind, moments: (moments.instant(attempt.begun_at), text) })
+        };
+        *self.others.lock() = attempts.into_iter().map(other).collect();
     }
 
     /// What has come of the answer to the job's attempt, if one is under way.
     pub(super) fn draft(&self, id: JobId) -> Option<Arc<Draft>> {
-        self.0.lock().get(&id).map(|under_way| Arc::clone(&under_way.draft))
+        self.own.lock().get(&id).map(|under_way| Arc::clone(&under_way.draft))
     }
 
-    /// How many there are.
+    /// How many there are in this process.
+    pub(super) fn own(&self) -> usize {
+        self.own.lock().len()
+    }
+
+    /// How many there are on all nodes.
     pub(super) fn len(&self) -> usize {
-        self.0.lock().len()
+        self.own.lock().len() + self.others.lock().len()
     }
 
     pub(super) fn end(&self, id: JobId, attempt: u32) {
-        let mut running = self.0.lock();
+        let mut running = self.own.lock();
         if running.get(&id).is_some_and(|under_way| under_way.attempt == attempt) {
             running.remove(&id);
         }
@@ -162,19 +220,22 @@ impl Running {
 
     /// Stops the attempts whose jobs are, by now, not theirs. `pending` gives a job as long as it has not ended.
     pub(super) fn check_all(&self, pending: impl Fn(JobId) -> Option<Arc<Job>>) {
-        let mut ids: Vec<JobId> = self.0.lock().keys().copied().collect();
+        let mut ids: Vec<JobId> = self.own.lock().keys().copied().collect();
         ids.sort_unstable();
         for id in ids {
             match pending(id) {
                 Some(job) => self.check(&job),
-                None => self.0.lock().get(&id).into_iter().for_each(|under_way| under_way.lost.cancel()),
+                None => self.own.lock().get(&id).into_iter().for_each(|under_way| under_way.lost.cancel()),
             }
         }
     }
 
     /// Stops the attempt that believes to own the job, if `job` says that it does not (any more).
     pub(super) fn check(&self, job: &Job) {
-        if let Some(RunningAttempt { attempt, lost, .. }) = self.0.lock().get(&job.id) {
+        if !job.is_running() {
+            self.others.lock().remove(&job.id);
+        }
+        if let Some(RunningAttempt { attempt, lost, .. }) = self.own.lock().get(&job.id) {
             let owns = matches!(job.state, JobState::Running { .. }) && job.attempt == *attempt;
             // An older state than the attempt's own claim says nothing of it.
             if !owns && job.attempt >= *attempt {

@@ -24,19 +24,20 @@ use super::{
     store::NodeStore,
 };
 use crate::{
-    clock::{Clock, Timestamp},
+    clock::{Clock, Moments, Timestamp},
     config::values::{DailyBudget, RateCaps},
     digest::{ModelKey, sha256},
     dispatch::Dispatcher,
     job::{JobRequest, Owner},
     ledger::Spending,
     limits::{
-        Limits,
+        self, Limits,
         budget::{Budget, Need},
     },
     metrics::Metrics,
     process::Node,
     queue::{Policy, Queue, QueueError, WorkQueue, retry::RetryBounds},
+    registry::{Registry, Unavailable},
     store::Store,
     sweeper,
     worker::Worker,
@@ -139,14 +140,16 @@ impl Machine {
         }
         process.spawn(Arc::clone(connection).run_seat());
         connection.seated().await;
-        let work = queue.work();
-        if recover(&work).await.is_err() {
+        let (work, limits) = (queue.work(), limits(&world, clock.clone(), spending));
+        let memo = Memo { registry: Registry::new(Arc::clone(&store) as _), queue, limits: limits.clone(), clock };
+        if memo.take_over().await.is_err() || recover(&work).await.is_err() {
             return exit.cancel();
         }
+        process.spawn(memo.run());
         process.spawn(sweeper::run(work.clone(), closing.clone()));
         let worker = Worker {
             queue: work,
-            limits: limits(&world, clock, spending),
+            limits,
             agent: Caller { claude: Arc::clone(&world.claude), process: connection.number },
             metrics: world.metrics.clone(),
             closing,
@@ -208,8 +211,38 @@ fn limits(world: &World, clock: Clock, spending: Spending) -> Limits {
     let caps = RateCaps { requests: Some(world.claude.per_minute), ..RateCaps::default() };
     let daily = DailyBudget { tokens: world.settings.daily_tokens, cost: None };
     let budget = daily.tokens.map(|_| Budget::new(daily, Need::from(AT_RISK), clock, spending));
-    let limits = Limits::new(caps, world.settings.calls_at_once, budget, Arc::new(|| ModelKey::of(MODEL)));
-    // They begin with nothing left: how much the last dispatcher used is not known.
-    limits.set_caps(caps);
-    limits
+    Limits::new(caps, world.settings.calls_at_once, budget, Arc::new(|| ModelKey::of(MODEL)))
+}
+
+/// What the dispatcher knows, for the next one.
+struct Memo {
+    registry: Registry,
+    queue: Queue,
+    limits: Limits,
+    clock: Clock,
+}
+
+const MEMO: &str = "dispatcher/state";
+
+impl Memo {
+    async fn take_over(&self) -> Result<(), Unavailable> {
+        if let Some(memo) = self.registry.get::<limits::Memo>(MEMO).await? {
+            self.limits.adopt(memo, &Moments::now(&self.clock));
+        }
+        self.limits.take_over();
+        self.queue.operations().take_over();
+        Ok(())
+    }
+
+    async fn run(self) {
+        let (mut moments, mut stored) = (Moments::now(&self.clock), None);
+        loop {
+            moments = moments.renewed(&self.clock);
+            let memo = self.limits.memo(&moments);
+            if stored.as_ref() != Some(&memo) && self.registry.put(MEMO.to_owned(), &memo).await.is_ok() {
+                stored = Some(memo);
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
 }

@@ -113,6 +113,19 @@ impl JobStore for NodeStore {
         self.0.read(self.database().select(listing, now)).await
     }
 
+    async fn orphaned_keys(
+        &self,
+        after: Option<[u8; 16]>,
+        most: usize,
+    ) -> Result<Vec<(IdempotencyKey, JobId)>, StoreError> {
+        self.0.read(self.database().orphaned_keys(after, most)).await
+    }
+
+    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<(), StoreError> {
+        let store = self.database();
+        self.0.write(async move { store.add_keys(keys).await }).await
+    }
+
     async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<(), StoreError> {
         self.0.subscribe(feed).await
     }
@@ -183,6 +196,10 @@ impl Registry for NodeStore {
 
     fn watch(&self) -> broadcast::Receiver<String> {
         self.database().watch()
+    }
+
+    fn is_watch_live(&self) -> bool {
+        self.0.trouble().is_none()
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {

@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::{EndedCounts, Feed, Insertion, Store, StoreError, Totals};
+use super::{
+    EndedCounts, Feed, Insertion, Store, StoreError, Totals,
+    archive::{self, Reader, Record, Scope},
+};
 use crate::{
     clock::Timestamp,
     job::{
@@ -68,6 +71,7 @@ pub(crate) async fn holds_for<S: Store, F: AsyncFn() -> S>(fresh: F) {
     keeps_one_job_a_key(fresh().await).await;
     takes_jobs_together_or_not_at_all(&fresh().await).await;
     takes_over_the_jobs_of_another_store(&fresh().await, &fresh().await).await;
+    moves_all_that_it_holds_to_another_store(fresh().await, fresh().await).await;
     owes_a_message_for_each_end_of_a_job_with_a_callback(&fresh().await).await;
     sends_a_message_again_and_lists_those_that_fail(&fresh().await).await;
     adds_up_what_attempts_cost_and_outlives_their_jobs(&fresh().await).await;
@@ -587,6 +591,79 @@ async fn takes_over_the_jobs_of_another_store(from: &impl Store, to: &impl Store
     }
     let memo = to.get(ids[0]).await.unwrap().unwrap();
     assert!(memo.attempts[0].report.result.as_ref().unwrap().get().len() > 60_000);
+}
+
+/// All records of a store, and the lines of an archive of it.
+async fn all_records(store: &Arc<dyn Store>) -> (Vec<Record>, Vec<String>) {
+    let mut reader = Reader::new(Arc::clone(store), Scope::Everything, at(99));
+    let (mut records, mut lines) = (Vec::new(), Vec::new());
+    while let Some(some) = reader.next().await.unwrap() {
+        lines.extend(some.iter().map(|record| record.line().unwrap()));
+        records.extend(some);
+    }
+    (records, lines)
+}
+
+async fn moves_all_that_it_holds_to_another_store<S: Store>(from: S, to: S) {
+    let (from, to): (Arc<S>, Arc<S>) = (from.into(), to.into());
+    for n in 0..6 {
+        let job = if n == 0 { named(0, 7, 1) } else { named(n, u8::try_from(n).unwrap(), 1) };
+        from.insert(job, if n < 4 { request_with_callback(n) } else { request(n) }).await.unwrap();
+    }
+    let cancel = |n| (job(n).id, JobEvent::Cancel { at_risk: None });
+    for (id, event) in [cancel(0), cancel(1), cancel(2)] {
+        from.transition(id, event, at(10)).await.unwrap();
+    }
+    claim(&*from, 4, 11).await;
+    from.transition(
+        job(4).id,
+        JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: spending("a", 5) },
+        at(12),
+    )
+    .await
+    .unwrap();
+    claim(&*from, 5, 13).await;
+    // A delivered message, a failing one, and one of a job that waits again.
+    let delivery = async |store: &S, n| store.get(job(n).id).await.unwrap().unwrap().delivery.unwrap();
+    let answered = |status| DeliveryTry { at: at(14), http_status: Some(status), error: None };
+    from.record(job(1).id, delivery(&from, 1).await.tried(answered(204), None)).await.unwrap();
+    from.record(job(2).id, delivery(&from, 2).await.tried(answered(500), None)).await.unwrap();
+    from.transition(job(1).id, JobEvent::Requeue { run_at: at(15) }, at(15)).await.unwrap();
+    assert_eq!(from.remove(vec![job(0).id], at(16)).await, Ok(1), "its key outlives it");
+    from.add(Day::of(at(0)), ledger::OTHER_MODELS.to_owned(), Sums { calls: 1, ..Sums::default() }).await.unwrap();
+    for name in ["paused", "key/alice", "session/1", "history/hour/0001"] {
+        from.put(name.to_owned(), format!("\"{name}\"")).await.unwrap();
+    }
+    let entry = uuid::Uuid::from_u128(5);
+    from.append_audit(entry, "{}".to_owned(), uuid::Uuid::nil()).await.unwrap();
+
+    let (source, target): (Arc<dyn Store>, Arc<dyn Store>) = (from.clone(), to.clone());
+    let (records, lines) = all_records(&source).await;
+    let kinds: Vec<String> = records.iter().map(|record| record.kind().to_string()).collect();
+    let expected = "setting api_key session history ledger_day audit_entry idempotency_key job job job job job";
+    assert_eq!(kinds.join(" "), expected);
+    assert_eq!(archive::job_count(&*source).await, Ok(5));
+    // A move that was interrupted, and repeated as often as need be.
+    archive::mark(&*target, "there").await.unwrap();
+    for part in [5, 9, 2, records.len(), records.len()] {
+        archive::restore(&*target, records[..part].to_vec()).await.unwrap();
+    }
+    assert_eq!(archive::marked(&*target).await, Ok(Some("there".to_owned())));
+    archive::unmark(&*target).await.unwrap();
+    assert_eq!(archive::marked(&*target).await, Ok(None));
+    assert_eq!(all_records(&target).await.1, lines);
+    for n in 1..4 {
+        assert_eq!(delivery(&to, n).await, delivery(&from, n).await);
+    }
+    assert_eq!(due(&*to, 99).await, [job(2).id], "what is due there is due here, and nothing else");
+    let running = to.find(job(5).id).await.unwrap().unwrap();
+    assert_eq!((running.is_running(), running.attempt, running.owner), (true, 1, None));
+    let again = to.insert(named(30, 7, 1), request(30)).await;
+    assert_eq!(again, Ok(Insertion::Existing(job(0).id)), "the key is in force");
+    assert_eq!(to.insert(named(31, 3, 2), request(31)).await, Err(StoreError::KeyReused), "as those of jobs");
+    to.add_keys(vec![(IdempotencyKey { key: [7; 16], body: [9; 16], expires_at: at(1) }, job(9).id)]).await.unwrap();
+    assert_eq!(to.orphaned_keys(None, 9).await.unwrap().len(), 1, "the later end counts");
+    assert_eq!(to.orphaned_keys(Some([7; 16]), 9).await, Ok(Vec::new()));
 }
 
 /// A job that shares its answer with all of this question.

@@ -70,6 +70,7 @@ pub(crate) struct FaultStore<S> {
     script: Mutex<Script>,
     outage: Mutex<Option<Outage>>,
     ears: Arc<Ears>,
+    is_watch_lost: AtomicBool,
 }
 
 #[derive(Default)]
@@ -108,7 +109,13 @@ impl Feed for Ears {
 impl<S: Store> FaultStore<S> {
     /// Over `inner`, with no faults scripted. To be made before anybody observes `inner`.
     pub(crate) fn over(inner: S) -> FaultStore<S> {
-        FaultStore { inner, script: Mutex::default(), outage: Mutex::default(), ears: Arc::default() }
+        FaultStore {
+            inner,
+            script: Mutex::default(),
+            outage: Mutex::default(),
+            ears: Arc::default(),
+            is_watch_lost: AtomicBool::new(false),
+        }
     }
 
     /// The store within.
@@ -147,6 +154,16 @@ impl<S: Store> FaultStore<S> {
     /// From now on.
     pub(crate) fn break_down(&self, outage: Outage) {
         *self.outage.lock() = Some(outage);
+    }
+
+    /// Ends the outage.
+    pub(crate) fn repair(&self) {
+        *self.outage.lock() = None;
+    }
+
+    /// From now on changes of other processes do not count as announced.
+    pub(crate) fn lose_watch(&self) {
+        self.is_watch_lost.store(true, Ordering::SeqCst);
     }
 
     /// Makes a read, or fails it.
@@ -264,6 +281,18 @@ impl<S: Store> JobStore for FaultStore<S> {
         self.read(self.inner.is_key_known(key, now)).await
     }
 
+    async fn orphaned_keys(
+        &self,
+        after: Option<[u8; 16]>,
+        most: usize,
+    ) -> Result<Vec<(IdempotencyKey, JobId)>, StoreError> {
+        self.read(self.inner.orphaned_keys(after, most)).await
+    }
+
+    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<(), StoreError> {
+        self.call(Call::Put, self.inner.add_keys(keys)).await
+    }
+
     async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<(), StoreError> {
         let _ = self.ears.feed.set(feed);
         self.inner.subscribe(Arc::clone(&self.ears) as Arc<dyn Feed>).await
@@ -333,6 +362,10 @@ impl<S: Store> Registry for FaultStore<S> {
 
     fn watch(&self) -> broadcast::Receiver<String> {
         self.inner.watch()
+    }
+
+    fn is_watch_live(&self) -> bool {
+        !self.is_watch_lost.load(Ordering::SeqCst) && self.inner.is_watch_live()
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {

@@ -70,10 +70,17 @@ impl State {
 
     fn add(&mut self, record: JobRecord) {
         if let Some(key) = record.job.idempotency.as_deref() {
-            self.keys.insert(key.key, (*key, record.job.id));
+            self.add_key(*key, record.job.id);
         }
         self.next_number += 1;
         self.jobs.insert(self.next_number, record);
+    }
+
+    /// A key that was used again after its time belongs to the later job.
+    fn add_key(&mut self, key: IdempotencyKey, job: JobId) {
+        if self.keys.get(&key.key).is_none_or(|(known, _)| known.expires_at <= key.expires_at) {
+            self.keys.insert(key.key, (key, job));
+        }
     }
 
     fn apply(&mut self, id: JobId, event: &JobEvent, now: Timestamp) -> Result<Job, StoreError> {
@@ -332,6 +339,24 @@ impl JobStore for MemoryStore {
         Ok(self.open()?.keys.get(&key.key).is_some_and(|(known, _)| known.expires_at > now))
     }
 
+    async fn orphaned_keys(
+        &self,
+        after: Option<[u8; 16]>,
+        most: usize,
+    ) -> Result<Vec<(IdempotencyKey, JobId)>, StoreError> {
+        let state = self.open()?;
+        let keys = state.keys.iter().filter(|(name, _)| after.is_none_or(|after| **name > after)).map(|(_, key)| *key);
+        Ok(keys.filter(|(_, job)| state.record(*job).is_none()).take(most).collect())
+    }
+
+    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<(), StoreError> {
+        self.change(|state| {
+            keys.into_iter().for_each(|(key, job)| state.add_key(key, job));
+            Ok(((), Vec::new()))
+        })
+        .await
+    }
+
     async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<(), StoreError> {
         let mut feeds = self.feeds.lock();
         let (pending, totals) = {
@@ -450,6 +475,10 @@ impl Registry for MemoryStore {
 
     fn watch(&self) -> broadcast::Receiver<String> {
         self.settings_watch.subscribe()
+    }
+
+    fn is_watch_live(&self) -> bool {
+        true
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {

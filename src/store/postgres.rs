@@ -4,7 +4,7 @@
 //! - `seat`: which node makes the calls
 //! - `feed`: what other nodes changed
 //! - `batch`: what changes make of jobs
-//! - `writer`: the one task of a node that changes anything
+//! - `writer`: the one task of a node that changes anything; `session`: its connection
 //! - `columns`: what a batch writes
 //! - `shared`: what readers and the writer share; `state`: sums over all jobs, in memory
 //! - `readers`: connections for reads
@@ -20,6 +20,7 @@ mod feed;
 mod listing;
 mod readers;
 mod seat;
+mod session;
 mod shared;
 mod state;
 mod writer;
@@ -43,11 +44,12 @@ use uuid::Uuid;
 use self::{
     batch::{Batch, Needs},
     connection::Database,
-    listing::{RECORDS, broken, decode, record, unavailable},
+    listing::{broken, decode, record, unavailable},
     readers::Readers,
+    session::FORGOTTEN_KEYS,
     shared::{Reset, Shared, Standing},
     state::State,
-    writer::{Answer, Command, FORGOTTEN_KEYS, Lanes, Writer},
+    writer::{Answer, Command, Lanes, Writer},
 };
 pub use self::{connection::OpenError, seat::Seat};
 use super::{
@@ -132,6 +134,18 @@ impl PostgresStore {
     /// The seat of the database.
     pub fn seat(&self) -> Seat {
         Seat(self.shared.standing.subscribe())
+    }
+
+    /// Whether this node has the seat, and no other one is connected to the database.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn is_alone(&self) -> Result<bool, StoreError> {
+        if !self.seat().is_free().await {
+            return Ok(false);
+        }
+        let rows = self.read(include_str!("postgres/other_nodes.sql"), &[&self.shared.database.node]).await?;
+        rows.first().map_or(Ok(false), |row| row.try_get(0).map(|others: bool| !others).map_err(broken))
     }
 
     fn closed(&self) -> StoreError {
@@ -290,7 +304,7 @@ impl JobStore for PostgresStore {
     }
 
     async fn get(&self, id: JobId) -> Result<Option<JobRecord>, StoreError> {
-        let rows = self.read(RECORDS, &[&vec![id]]).await?;
+        let rows = self.read(include_str!("postgres/record.sql"), &[&id]).await?;
         rows.first().map_or(Ok(None), record)
     }
 
@@ -309,6 +323,26 @@ impl JobStore for PostgresStore {
         let now = self.key_time(now).as_millis();
         let rows = self.read(include_str!("postgres/is_key_known.sql"), &[&key.key.to_vec(), &now]).await?;
         rows.first().map_or(Ok(false), |row| row.try_get(0).map_err(broken))
+    }
+
+    async fn orphaned_keys(
+        &self,
+        after: Option<[u8; 16]>,
+        most: usize,
+    ) -> Result<Vec<(IdempotencyKey, JobId)>, StoreError> {
+        let (after, most) = (after.map(Vec::from).unwrap_or_default(), i64::try_from(most).unwrap_or(i64::MAX));
+        let rows = self.read(include_str!("postgres/orphaned_keys.sql"), &[&after, &most]).await?;
+        rows.iter().map(|row| listing::key(row).map_err(broken)).collect()
+    }
+
+    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<(), StoreError> {
+        let names = keys.iter().map(|(key, _)| key.key.to_vec()).collect();
+        let needs = Needs { keys: names, count: keys.len(), ..Needs::default() };
+        self.change(needs, move |batch| {
+            keys.iter().for_each(|(key, job)| batch.add_key(key, *job));
+            Ok(())
+        })
+        .await
     }
 
     async fn remove(&self, ids: Vec<JobId>, _: Timestamp) -> Result<usize, StoreError> {
@@ -434,6 +468,10 @@ impl Registry for PostgresStore {
 
     fn watch(&self) -> broadcast::Receiver<String> {
         self.shared.settings_watch.subscribe()
+    }
+
+    fn is_watch_live(&self) -> bool {
+        self.shared.trouble().is_none()
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {

@@ -245,6 +245,15 @@ impl JobStore for SledStore {
         Ok(self.shared.view.read().keys.find(key, self.shared.key_time(now)).is_some())
     }
 
+    async fn orphaned_keys(&self, after: Option<[u8; 16]>, most: usize) -> Result<Vec<(IdempotencyKey, JobId)>> {
+        let View { index, keys, .. } = &*self.shared.view.read();
+        Ok(keys.after(after, most, |job| index.seq(job).is_none()))
+    }
+
+    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<()> {
+        self.write(Size::change(keys.len(), 0), move |batch| batch.add_keys(keys)).await
+    }
+
     async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<()> {
         let _ = self.shared.feed.set(feed);
         self.shared.reset_feed();
@@ -321,6 +330,10 @@ impl Registry for SledStore {
 
     fn watch(&self) -> broadcast::Receiver<String> {
         self.shared.settings_watch.subscribe()
+    }
+
+    fn is_watch_live(&self) -> bool {
+        true
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<()> {

@@ -53,7 +53,8 @@ pub trait JobStore: Send + Sync + 'static {
     /// As [`JobStore::insert`].
     async fn insert_all(&self, jobs: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError>;
 
-    /// Adds jobs with their history as another store gave them, those whose id is not here yet.
+    /// Adds jobs with their history and the state of their webhook as another store gave them, those whose id is not here
+    /// yet, in this order.
     ///
     /// *Returned*: all of them are durable. *Crashed before*: each of them is there entirely or not at all; the same call
     /// again adds what is missing.
@@ -137,6 +138,24 @@ pub trait JobStore: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Unavailable`].
     async fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> Result<bool, StoreError>;
+
+    /// The idempotency keys whose jobs are not here any more, sorted by key: at most `most` after the key `after`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn orphaned_keys(
+        &self,
+        after: Option<[u8; 16]>,
+        most: usize,
+    ) -> Result<Vec<(IdempotencyKey, JobId)>, StoreError>;
+
+    /// Adds idempotency keys of jobs that are not here. A key that is in force for longer already stays.
+    ///
+    /// *Returned*: they are durable. *Crashed before*: each of them is there or not.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<(), StoreError>;
 
     /// Removes those of these jobs that are finished. Tells how many; a few of very many may be left for another call.
     ///
@@ -263,6 +282,9 @@ pub trait Registry: Send + Sync + 'static {
     /// this process is announced before its caller is answered. The empty name means that any setting may have changed, and
     /// so does a receiver that lags behind.
     fn watch(&self) -> broadcast::Receiver<String>;
+
+    /// Whether changes of other processes are announced at the moment. If not, the empty name is announced once they are again.
+    fn is_watch_live(&self) -> bool;
 
     /// Writes an entry of the audit log or replaces it. Ids order the entries. Removes entries before `oldest`, and the
     /// oldest beyond [`MAX_AUDIT_BYTES`]; of very many a part is left to the next call.

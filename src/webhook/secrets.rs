@@ -237,6 +237,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_secret_that_is_rotated_on_one_node_signs_on_all() {
+        let (registry, clock) = registry();
+        let node = || Secrets::derived(&ROOT.into(), registry.clone(), clock.clone()).unwrap();
+        let [one, other] = [node(), node()];
+        let before = all(&other, Some("alice")).await;
+        one.rotate(Some("alice"), HOUR).await.unwrap();
+        let after = all(&other, Some("alice")).await;
+        assert_eq!((after.len(), &after[1], after == all(&one, Some("alice")).await), (2, &before[0], true));
+    }
+
+    #[tokio::test]
     async fn the_setting_lists_secrets_that_all_sign_for_everybody() {
         let (registry, clock) = registry();
         let both = format!("{ROOT}, whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD");

@@ -1,4 +1,4 @@
-//! The service measured from outside, by its own binary over real HTTP: `cargo bench --bench http`, or one part of it:
+//! The service measured from outside, by its own binary over real HTTP: `cargo bench --bench http`, or parts of it:
 //! `cargo bench --bench http -- submits` (`start`, `reads`, `latency`, `end-to-end`, `memory`, `take-over`, `waiters`,
 //! `abuse`). See `measure` for PostgreSQL and for other binaries. `take-over` is for PostgreSQL alone.
 //!
@@ -407,7 +407,8 @@ fn main() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
-        let wanted = |name: &str| std::env::args().skip(1).all(|arg| arg == "--bench" || arg == name);
+        let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+        let wanted = |name: &str| args.is_empty() || args.iter().any(|arg| arg == name);
         if wanted("start") {
             starts().await;
         }

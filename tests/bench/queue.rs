@@ -84,6 +84,7 @@ async fn open(place: &str, max_finished: usize) -> (Queue, Arc<dyn Store>, Cance
     let metrics = Metrics::new();
     let store = open_store(place, metrics.clone()).await;
     let policy = Policy {
+        node: "node".to_owned(),
         allowance: Arc::new(|_| Allowance {
             calls_per_second: 1e6,
             calls_at_once: 1_000,

@@ -30,6 +30,7 @@ mod limits;
 mod load;
 mod loadtest;
 mod loop_disk;
+mod move_data;
 mod nodes;
 mod operator;
 mod pages;

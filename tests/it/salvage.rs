@@ -18,7 +18,8 @@ fn export(setup: &Setup) -> (i32, Vec<Value>, String) {
     let output = setup.command().args(EXPORT).output().unwrap();
     let jobs = String::from_utf8(output.stdout).unwrap();
     let summary = String::from_utf8(output.stderr).unwrap();
-    let jobs = jobs.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines = jobs.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let jobs = lines.filter(|line| line["kind"] == "job").collect();
     assert!(!summary.contains("panicked"), "{summary}");
     (output.status.code().unwrap(), jobs, summary)
 }

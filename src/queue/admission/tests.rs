@@ -201,7 +201,7 @@ impl World {
             Route::OperatorsRetry => queue.requeue(self.cancelled, caller::operator()).await.map(drop),
             Route::BulkRetry => {
                 let action = AuditAction { actor: "operator", action: "retry", detail: None };
-                let audit = AuditLog::new(Arc::<MemoryStore>::default(), Clock::system());
+                let audit = AuditLog::new(Arc::<MemoryStore>::default(), Clock::system(), None);
                 let entry = audit.record(action, None).await.unwrap();
                 let until = Instant::now() + Duration::from_secs(30);
                 let bulk = Bulk { action: Action::Retry, filter: JobFilter::default(), cursor: None, until };
@@ -213,7 +213,7 @@ impl World {
                 job.caller = caller::named("alice");
                 job.state = JobState::Queued { run_at: run_at.unwrap_or(job.created_at) };
                 job.is_timed = later;
-                queue.operations().import(vec![JobRecord::fresh(job, Arc::new(request))]).await.map(drop)
+                queue.operations().import(vec![JobRecord::fresh(job, Arc::new(request))], Vec::new()).await.map(drop)
             }
         }
     }

@@ -249,7 +249,7 @@ impl Batch {
     }
 
     /// A key that was used again after its time belongs to the later job.
-    fn add_key(&mut self, key: &IdempotencyKey, job: JobId) {
+    pub(super) fn add_key(&mut self, key: &IdempotencyKey, job: JobId) {
         if self.keys.get(&key.key[..]).is_none_or(|known| known.expires_at <= key.expires_at) {
             let new = Key { body: key.body.to_vec(), job, expires_at: key.expires_at, is_new: true };
             self.keys.insert(key.key.to_vec(), new);
@@ -299,6 +299,7 @@ impl Batch {
             && self.settings.is_empty()
             && self.audit.is_empty()
             && self.forget_keys.is_none()
+            && !self.keys.values().any(|key| key.is_new)
             && !self.entries.values().any(|entry| entry.is_changed)
     }
 }

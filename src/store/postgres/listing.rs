@@ -17,8 +17,8 @@ use super::{
 use crate::{
     clock::Timestamp,
     job::{
-        Attempt, Job, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobSelection, JobState, JobStatus, Listing,
-        Side, UnfinishedSearch, delivery::Delivery,
+        Attempt, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobSelection, JobState,
+        JobStatus, Listing, Side, UnfinishedSearch, delivery::Delivery,
     },
     store::{record, traits::StoreError},
 };
@@ -230,9 +230,9 @@ fn look_newer() -> &'static str {
 }
 
 /// The records of jobs by their ids.
-pub(super) const RECORDS: &str = include_str!("records.sql");
+const RECORDS: &str = include_str!("records.sql");
 
-/// A row of [`RECORDS`].
+/// A row of [`RECORDS`] or of `record.sql`.
 pub(super) fn record(row: &Row) -> Result<Option<JobRecord>, StoreError> {
     let id: JobId = row.try_get(0).map_err(broken)?;
     let corrupt = |error: serde_json::Error| StoreError::Corrupt { id, reason: error.to_string() };
@@ -243,6 +243,16 @@ pub(super) fn record(row: &Row) -> Result<Option<JobRecord>, StoreError> {
     let attempts = attempts(id, row, 4)?.into_iter().map(Into::into).collect();
     let request = serde_json::from_slice(request.ok_or_else(missing)?).map_err(corrupt)?;
     Ok(Some(JobRecord { job: decode(id, row, 1)?, request, attempts, delivery }))
+}
+
+/// An idempotency key and its job, in the first four columns.
+pub(super) fn key(row: &Row) -> Result<(IdempotencyKey, JobId), tokio_postgres::Error> {
+    // Of another length only if somebody else wrote it. Then it stands for no request.
+    let bytes = |column| {
+        Ok::<_, tokio_postgres::Error>(<[u8; 16]>::try_from(row.try_get::<_, &[u8]>(column)?).unwrap_or_default())
+    };
+    let expires_at = Timestamp::from_millis(row.try_get(3)?);
+    Ok((IdempotencyKey { key: bytes(0)?, body: bytes(1)?, expires_at }, row.try_get(2)?))
 }
 
 /// The job in a column.

@@ -4,7 +4,8 @@
 //! the epoch in the table `seat`. Every write transaction of the holder locks that row and compares the epoch, so a former
 //! holder can write nothing, whenever it wakes up. The holder writes a beat each second. The other nodes ask for the lock
 //! every [`TRY_PAUSE`]; they end the connections of a holder without a new beat for [`SILENCE`], because it is paused or cut
-//! off.
+//! off. After an outage of the database they first wait whether the holder comes back ([`GRACE`]): its calls go on, and are
+//! paid.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,6 +35,9 @@ const BEAT_PAUSE: Duration = Duration::from_secs(1);
 /// A holder without a beat for so long is taken for lost.
 const SILENCE: Duration = Duration::from_secs(5);
 
+/// A holder has so long to come back after this node lost its own connection.
+const GRACE: Duration = Duration::from_secs(10);
+
 /// Beats after which the holder deletes rows of the feed as old. A node that has not read them reads all pending jobs.
 const BEATS_PER_TRIM: u32 = 60;
 
@@ -57,8 +61,9 @@ impl Seat {
 
 /// Asks for the seat, through all outages of the database, and then holds it.
 pub(super) async fn run(shared: Arc<Shared>, writer: mpsc::WeakSender<Command>) {
+    let mut is_outage = false;
     loop {
-        match wait(&shared).await {
+        match wait(&shared, is_outage).await {
             Ok(link) => {
                 let (reply, seated) = oneshot::channel();
                 let Some(writer) = writer.upgrade() else { return };
@@ -70,29 +75,33 @@ pub(super) async fn run(shared: Arc<Shared>, writer: mpsc::WeakSender<Command>) 
             }
             Err(error) => warn!(%error, "this node can't ask for the seat; trying again"),
         }
+        is_outage = true;
         sleep(BEAT_PAUSE).await;
     }
 }
 
 /// Waits for the lock. It is held as long as its connection lives.
-async fn wait(shared: &Shared) -> Result<Link, OpenError> {
+async fn wait(shared: &Shared, mut is_outage: bool) -> Result<Link, OpenError> {
     let link = connect(&shared.database).await?;
     // By this node's own clock: a jump of the server's must end no node.
-    let (mut beat, mut seen_at) = (0.0, Instant::now());
+    let (mut beat, mut seen_at) = (None, Instant::now());
     loop {
         let asked_at = Instant::now();
-        let (is_free, newest) = ask(&link).await?;
+        let (is_free, newest) = ask(&link, !is_outage).await?;
         *shared.beat_at.lock() = asked_at;
         if is_free {
             return Ok(link);
         }
         shared.standing.send_if_modified(|standing| std::mem::replace(standing, Standing::Beside) == Standing::Unknown);
-        if newest > beat {
-            (beat, seen_at) = (newest, Instant::now());
-        } else if seen_at.elapsed() > SILENCE {
+        let patience = if is_outage { GRACE } else { SILENCE };
+        if beat.is_none_or(|beat| newest > beat) {
+            // A holder asks for its lock before it writes a beat.
+            is_outage &= beat.is_none();
+            (beat, seen_at) = (Some(newest), Instant::now());
+        } else if seen_at.elapsed() > patience {
             warn!("the node with the seat is silent; ending its connections");
-            answer(link.client.query(include_str!("unseat.sql"), &[&beat])).await?;
-            seen_at = Instant::now();
+            answer(link.client.query(include_str!("unseat.sql"), &[&newest])).await?;
+            (is_outage, seen_at) = (false, Instant::now());
         }
         sleep(TRY_PAUSE).await;
     }
@@ -109,12 +118,13 @@ impl Holder {
     /// Writes the beats until the seat is lost; then cancels `lost`.
     async fn hold(mut self) {
         let shared = Arc::clone(&self.shared);
-        let (mut beats, mut old) = (0, 0);
+        let (mut beats, mut old, mut pause) = (0, 0, BEAT_PAUSE);
         loop {
             tokio::select! {
-                () = sleep(BEAT_PAUSE) => {}
+                () = sleep(pause) => {}
                 () = self.link.closed.cancelled(), if self.has_lock => {}
             }
+            pause = BEAT_PAUSE;
             let sent_at = Instant::now();
             match self.beat(&shared.clock).await {
                 Ok(true) => *shared.beat_at.lock() = sent_at,
@@ -127,7 +137,7 @@ impl Holder {
                     // Without the lock this node has the seat until another raises the epoch.
                     self.has_lock = false;
                     if let Ok(link) = connect(&shared.database).await {
-                        self.link = link;
+                        (self.link, pause) = (link, Duration::ZERO);
                     }
                 }
             }
@@ -142,15 +152,14 @@ impl Holder {
         }
     }
 
-    /// Writes a beat, and asks for the lock again if it was lost. False if another node has the seat.
+    /// Asks for the lock again if it was lost, and writes a beat. False if another node has the seat.
     async fn beat(&mut self, clock: &Clock) -> Result<bool, OpenError> {
+        if !self.has_lock {
+            (self.has_lock, _) = ask(&self.link, true).await?;
+        }
         let time = postcard::to_stdvec(&clock.save()).unwrap_or_default();
         let beat = [&self.shared.database.node as &(dyn ToSql + Sync), &time];
-        let is_held = answer(self.link.client.execute(include_str!("beat.sql"), &beat)).await? > 0;
-        if is_held && !self.has_lock {
-            (self.has_lock, _) = ask(&self.link).await?;
-        }
-        Ok(is_held)
+        Ok(answer(self.link.client.execute(include_str!("beat.sql"), &beat)).await? > 0)
     }
 }
 
@@ -161,8 +170,8 @@ async fn connect(database: &Database) -> Result<Link, OpenError> {
     Ok(link)
 }
 
-/// Asks for the lock. Returns whether it was free, and the time of the newest beat.
-async fn ask(link: &Link) -> Result<(bool, f64), OpenError> {
-    let row = answer(link.client.query_one(include_str!("try_seat.sql"), &[&SEAT_LOCK])).await?;
+/// Asks for the lock, if `wants_lock`. Returns whether it was free, and the time of the newest beat.
+async fn ask(link: &Link, wants_lock: bool) -> Result<(bool, f64), OpenError> {
+    let row = answer(link.client.query_one(include_str!("try_seat.sql"), &[&SEAT_LOCK, &wants_lock])).await?;
     Ok((row.try_get(0)?, row.try_get(1)?))
 }

@@ -1,1 +1,2 @@
-select name, value from setting where substring(name from 1 for length($1::bytea)) = $1 order by name
+-- No UTF-8 text has the byte ff.
+select name, value from setting where name >= $1 and name < $1 || '\xff'::bytea order by name

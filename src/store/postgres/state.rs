@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     job::JobState,
-    ledger::{self, ByModel, DAYS_KEPT, Day, DaySums, Spent},
+    ledger::{self, ByModel, DAYS_KEPT, Day, DaySums, OTHER_MODELS, Spent},
     store::traits::{EndedCounts, Totals},
 };
 
@@ -22,9 +22,6 @@ const MAX_MODELS: usize = 48;
 
 /// Longest name of a model in the ledger, in bytes.
 const MAX_MODEL_BYTES: usize = 64;
-
-/// Where the sums of models beyond the bounds go.
-const OTHER_MODELS: &str = "other";
 
 #[derive(Clone, Default)]
 pub(super) struct State {

@@ -230,3 +230,32 @@ async fn a_node_that_misses_a_part_of_the_feed_reads_all_jobs_again() {
     };
     timeout(PATIENCE, goes_on).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_outage_of_the_database_the_node_that_had_the_seat_has_it_still() {
+    let mut postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let (first, second) = (open(&url).await.unwrap(), open(&url).await.unwrap());
+    assert!(first.seat().is_free().await);
+    postgres.stop_immediately();
+    let is_noticed = async {
+        while first.trouble().is_none() || second.trouble().is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, is_noticed).await.unwrap();
+    postgres.start_again();
+    // The other one asks for the seat again, and does not get it.
+    for store in [&second, &first] {
+        let works = async {
+            while store.trouble().is_some() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, works).await.unwrap();
+    }
+    first.insert(job(0), request(0)).await.unwrap();
+    assert!(!first.lost().is_cancelled() && !second.seat().is_free().await);
+    first.close().await;
+    timeout(PATIENCE, second.seat().taken()).await.unwrap();
+}

@@ -19,7 +19,7 @@ pub enum OpenError {
     Folder { path: PathBuf, source: io::Error },
     #[error(
         "can't read the job store {}: {reason}. Restore the folder from a backup. Or save the readable jobs with \
-         `ceoagent export --salvage > jobs.jsonl`, move the folder away, start the service, and import the jobs",
+         `ceoagent export --salvage > archive.jsonl`, move the folder away, start the service, and import the archive",
         path.display()
     )]
     Unreadable { path: PathBuf, reason: String },

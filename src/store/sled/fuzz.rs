@@ -9,8 +9,8 @@ use strum::IntoEnumIterator;
 use crate::{
     clock::Timestamp,
     digest::ModelKey,
-    job::{FailureClass, FailureCode, Failures, IdempotencyKey, Job, JobState, Priority, archive},
-    store::record,
+    job::{FailureClass, FailureCode, Failures, IdempotencyKey, Job, JobState, Priority},
+    store::{archive::Line, record},
 };
 
 fn time() -> impl Strategy<Value = Timestamp> + Clone {
@@ -97,6 +97,6 @@ proptest! {
 
     #[test]
     fn lines_that_were_never_exported_are_errors(line in "\\PC{0,80}|\\{\"id\":\\PC{0,40}\\}") {
-        prop_assert!(archive::read(&line).is_err());
+        prop_assert!(Line::read(&line).is_err());
     }
 }

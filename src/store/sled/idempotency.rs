@@ -65,6 +65,24 @@ impl Keys {
         Some(if entry.body == key.body { Known::Job(entry.job) } else { Known::OtherRequest })
     }
 
+    /// The keys after `after` whose jobs are wanted, sorted.
+    pub(super) fn after(
+        &self,
+        after: Option<[u8; 16]>,
+        most: usize,
+        is_wanted: impl Fn(JobId) -> bool,
+    ) -> Vec<(IdempotencyKey, JobId)> {
+        let is_after = |key: &[u8; 16]| after.is_none_or(|after| *key > after);
+        let found = self.entries.iter().filter(|(key, entry)| is_after(key) && is_wanted(entry.job));
+        let key = |(key, entry): (&[u8; 16], &Entry)| {
+            (IdempotencyKey { key: *key, body: entry.body, expires_at: entry.expires_at }, entry.job)
+        };
+        let mut found: Vec<(IdempotencyKey, JobId)> = found.map(key).collect();
+        found.sort_unstable_by_key(|(key, _)| key.key);
+        found.truncate(most);
+        found
+    }
+
     /// Keys to forget: the expired ones, oldest first, and those beyond [`MAX_KEYS`].
     pub(super) fn expired(&self, now: Timestamp, limit: usize) -> Vec<[u8; 16]> {
         let expired = self.expiry.iter().take_while(|(expires_at, _)| *expires_at <= now);

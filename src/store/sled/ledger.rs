@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     job::Attempt,
-    ledger::{ByModel, DAYS_KEPT, Day, DaySums, Spent, Sums, UNKNOWN_MODEL, total},
+    ledger::{ByModel, DAYS_KEPT, Day, DaySums, OTHER_MODELS, Spent, Sums, UNKNOWN_MODEL, total},
     store::change,
 };
 
@@ -26,8 +26,6 @@ const MAX_ENTRIES: usize = 100;
 /// Most models with sums of their own in a record, and the longest name of one. Clients name models.
 const MAX_MODELS: usize = 48;
 const MAX_MODEL_BYTES: usize = 64;
-
-const OTHER_MODELS: &str = "other";
 
 /// Stands for a job in the entry of a call that belongs to none. No job has this number, so the entry always counts.
 const NO_JOB: Seq = Seq::MAX;

@@ -1,4 +1,4 @@
-//! Reads what can be read of a store, also of one that does not open, and writes it as JSON lines, one a job.
+//! Reads what can be read of the jobs of a store, also of one that does not open, and writes it as an archive.
 //!
 //! There are two sources. sled, on a copy, because it writes even when it opens; its panics are caught. And the log
 //! itself ([`super::log`]), on the original, of which no page needs to be whole but the one that is read. If sled opens the copy
@@ -29,11 +29,11 @@ use super::{
     log::Log,
 };
 use crate::{
-    job::{
-        Job,
-        archive::{self, Life},
+    job::Job,
+    store::{
+        archive::{Kind, Life, Writer},
+        record,
     },
-    store::record,
 };
 
 /// Most unreadable records that the summary names; the output marks all.
@@ -114,8 +114,8 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Writes all that can be read of the store in the folder `path` to `out`. Changes nothing there.
-pub fn export(path: &Path, out: &mut dyn Write) -> Result<Summary, SalvageError> {
+/// Writes all that can be read of the store in the folder `path`. Changes nothing there.
+pub fn export<W: Write>(path: &Path, out: &mut Writer<W>) -> Result<Summary, SalvageError> {
     let db = path.join(DB);
     let unreadable = |source| SalvageError::Unreadable { path: db.clone(), source };
     let file = File::open(&db).map_err(|error| match error.kind() {
@@ -257,7 +257,7 @@ impl Records {
         found
     }
 
-    fn write(&self, path: &Path, out: &mut dyn Write) -> Result<Summary, SalvageError> {
+    fn write<W: Write>(&self, path: &Path, out: &mut Writer<W>) -> Result<Summary, SalvageError> {
         let commits = self.get(keys::CHECKSUM).and_then(|record| Checksum::decode(&record).ok());
         let commits = commits.map_or(0, |checksum| checksum.commits);
         let mut summary = Summary {
@@ -280,10 +280,10 @@ impl Records {
             let name =
                 line.life.as_ref().map_or_else(|| format!("job number {seq}"), |Life(job)| format!("job {}", job.id));
             summary.unreadable.extend(line.unreadable.iter().map(|record| format!("{record} of {name}")));
-            serde_json::to_writer(&mut *out, &line).map_err(|error| SalvageError::Output(error.into()))?;
-            out.write_all(b"\n").map_err(SalvageError::Output)?;
+            let line = serde_json::to_string(&line).map_err(|error| SalvageError::Output(error.into()))?;
+            out.line(Kind::Job, &line).map_err(SalvageError::Output)?;
         }
-        out.flush().map_err(SalvageError::Output)?;
+        out.end().map_err(SalvageError::Output)?;
         Ok(summary)
     }
 
@@ -323,7 +323,7 @@ impl Records {
 
     fn line(&self, seq: Seq) -> Line {
         let only_in_log = !self.is_known(&keys::metadata(seq));
-        let mut line = Line { format: archive::FORMAT, number: seq, only_in_log, ..Line::default() };
+        let mut line = Line::new(seq, only_in_log);
         let job = self.get(&keys::metadata(seq)).and_then(|bytes| record::decode(&bytes).ok());
         if job.is_none() {
             line.unreadable.push("the metadata".to_owned());
@@ -352,9 +352,9 @@ impl Records {
     }
 }
 
-#[derive(Default, Serialize)]
+#[derive(Serialize)]
 struct Line {
-    format: u32,
+    kind: Kind,
     number: Seq,
     #[serde(flatten)]
     life: Option<Life>,
@@ -373,6 +373,19 @@ struct Line {
 }
 
 impl Line {
+    fn new(number: Seq, only_in_log: bool) -> Line {
+        Line {
+            kind: Kind::Job,
+            number,
+            life: None,
+            request: None,
+            attempts: Vec::new(),
+            unreadable: Vec::new(),
+            fragments: BTreeMap::new(),
+            only_in_log,
+        }
+    }
+
     /// The record as JSON, or an entry that it can't be read. One that is not expected may be missing.
     fn parse(&mut self, name: String, found: Option<(Vec<u8>, bool)>, is_expected: bool) -> Option<Box<RawValue>> {
         if found.is_none() && !is_expected {
@@ -391,4 +404,4 @@ impl Line {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

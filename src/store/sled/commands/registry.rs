@@ -1,9 +1,12 @@
-//! Records beside the jobs: runtime settings, the audit log, and costs that belong to no job.
+//! Records beside the jobs: runtime settings, the audit log, and costs and idempotency keys that belong to no job.
 
 use uuid::Uuid;
 
-use super::super::{batch::Batch, error::Result, keys, ledger::LedgerEntry};
-use crate::ledger::{Day, Sums};
+use super::super::{batch::Batch, error::Result, idempotency, keys, ledger::LedgerEntry};
+use crate::{
+    job::{IdempotencyKey, JobId},
+    ledger::{Day, Sums},
+};
 
 impl Batch<'_> {
     pub(crate) fn put_setting(&mut self, name: String, value: Option<String>) -> Result<()> {
@@ -30,6 +33,15 @@ impl Batch<'_> {
         self.staged.has_other_writes = true;
         let bytes = entry.len();
         self.show(move |view, _| view.audit.append(id, bytes, oldest));
+        Ok(())
+    }
+
+    pub(crate) fn add_keys(&mut self, added: Vec<(IdempotencyKey, JobId)>) -> Result<()> {
+        for (key, job) in &added {
+            self.disk.tree().insert(keys::idempotency(&key.key), idempotency::encode(key, *job, None)?)?;
+        }
+        self.staged.has_other_writes = true;
+        self.show(move |view, _| added.iter().for_each(|(key, job)| view.keys.insert(key, *job, None)));
         Ok(())
     }
 

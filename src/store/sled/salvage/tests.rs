@@ -40,12 +40,19 @@ async fn fill(path: &Path, jobs: u32) {
     store.close().await;
 }
 
-/// The lines and the summary.
+/// The jobs of the archive, a line each, and the summary.
+pub(crate) fn lines(path: &Path) -> Result<(Vec<String>, Summary), SalvageError> {
+    let mut archive = Writer::new(Vec::new(), |line| line.into(), at(0), true);
+    let summary = export(path, &mut archive)?;
+    let text = String::from_utf8(std::mem::take(archive.out())).unwrap();
+    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    assert!(lines[0].contains("\"kind\":\"header\"") && lines.last().unwrap().contains("\"kind\":\"end\""), "{text}");
+    Ok((lines[1..lines.len() - 1].to_vec(), summary))
+}
+
 fn salvage(path: &Path) -> (Vec<Value>, Summary) {
-    let mut out = Vec::new();
-    let summary = export(path, &mut out).unwrap();
-    let lines = String::from_utf8(out).unwrap();
-    (lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), summary)
+    let (lines, summary) = lines(path).unwrap();
+    (lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect(), summary)
 }
 
 /// Checks that what a line tells of job `n` is true. Gives whether it is all there is.
@@ -193,10 +200,10 @@ async fn of_a_truncated_file_the_rest_is_read() {
 #[test]
 fn a_folder_without_a_store_and_a_store_in_use_are_told() {
     let folder = tempfile::tempdir().unwrap();
-    let error = export(folder.path(), &mut Vec::new()).unwrap_err();
+    let error = lines(folder.path()).unwrap_err();
     assert!(matches!(error, SalvageError::Nothing { .. }), "{error}");
     let _store = open(folder.path());
-    let error = export(folder.path(), &mut Vec::new()).unwrap_err();
+    let error = lines(folder.path()).unwrap_err();
     assert!(error.to_string().contains("in use by another ceoagent"), "{error}");
 }
 

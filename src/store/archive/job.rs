@@ -1,37 +1,24 @@
-//! A job with all that belongs to it as one line of JSON: what `export` writes, from a running service or a damaged store,
-//! and `import` reads. `docs/export.md` describes the format to others.
+//! A job with all that belongs to it as one line of JSON.
 
 use std::{num::NonZeroU64, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    attempt::{Attempt, FailureCode, Failures},
-    id::{JobId, Owner},
-    life::{Job, JobState},
-    record::JobRecord,
-    request::{IdempotencyKey, JobRequest, Priority},
+use super::format::{ArchiveError, Kind};
+use crate::{
+    clock::Timestamp,
+    digest::ModelKey,
+    job::{
+        Attempt, FailureCode, Failures, IdempotencyKey, Job, JobId, JobRecord, JobRequest, JobState, Owner, Priority,
+        delivery::Delivery,
+    },
 };
-use crate::{clock::Timestamp, digest::ModelKey};
-
-/// The version of the format. What is only added to it needs no new one: readers ignore what they don't know.
-pub const FORMAT: u32 = 1;
 
 /// Most attempts of an imported job. One a minute for two years; a higher number is damage, not history.
 const MOST_ATTEMPTS: u32 = 1_000_000;
 
 /// No time of an imported job is later, the end of the year 2199: what computes with times must not overflow.
 const LAST_TIME: Timestamp = Timestamp::from_millis(7_258_118_399_999);
-
-#[derive(Debug, thiserror::Error)]
-pub enum ArchiveError {
-    #[error("format {0} is newer than the format {FORMAT} of this program: use a newer ceoagent")]
-    Newer(u32),
-    #[error("not an exported job: {0}")]
-    Unreadable(#[from] serde_json::Error),
-    #[error("inconsistent job: {0}")]
-    Inconsistent(&'static str),
-}
 
 /// The life-cycle part of a job as it stands in a line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -63,7 +50,7 @@ struct LifeInLine {
     due_at: Timestamp,
     is_timed: bool,
     deadline_at: Option<Timestamp>,
-    /// A node of another store makes no attempt here.
+    /// No node makes the attempt where the job arrives.
     #[serde(skip)]
     owner: Option<Owner>,
     started_at: Option<Timestamp>,
@@ -89,17 +76,13 @@ enum StateInLine {
 
 #[derive(Serialize)]
 struct Line<'a> {
-    format: u32,
+    kind: Kind,
     #[serde(flatten, with = "LifeInLine")]
     life: &'a Job,
     request: &'a JobRequest,
     attempts: &'a [Arc<Attempt>],
-}
-
-/// What is read before the rest, which a newer format may have changed.
-#[derive(Deserialize)]
-struct Head {
-    format: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    webhook: Option<&'a Delivery>,
 }
 
 /// The rest of a line. Read apart from the job's life, so that results keep their exact text.
@@ -107,23 +90,21 @@ struct Head {
 struct Bodies {
     request: JobRequest,
     attempts: Vec<Arc<Attempt>>,
+    webhook: Option<Delivery>,
 }
 
-pub fn write(record: &JobRecord) -> serde_json::Result<String> {
-    let JobRecord { job, request, attempts, .. } = record;
-    serde_json::to_string(&Line { format: FORMAT, life: job, request, attempts })
+pub(super) fn write(record: &JobRecord) -> serde_json::Result<String> {
+    let JobRecord { job, request, attempts, delivery } = record;
+    serde_json::to_string(&Line { kind: Kind::Job, life: job, request, attempts, webhook: delivery.as_ref() })
 }
 
-pub fn read(line: &str) -> Result<JobRecord, ArchiveError> {
-    let Head { format } = serde_json::from_str(line)?;
-    if format > FORMAT {
-        return Err(ArchiveError::Newer(format));
-    }
+pub(super) fn read(line: &str) -> Result<JobRecord, ArchiveError> {
     let Life(mut job) = serde_json::from_str(line)?;
-    let Bodies { request, attempts } = serde_json::from_str(line)?;
+    let Bodies { request, attempts, webhook } = serde_json::from_str(line)?;
     job.model = request.model.as_deref().map(ModelKey::of);
     check(&job, &request, &attempts).map_err(ArchiveError::Inconsistent)?;
-    Ok(JobRecord { job, request: Arc::new(request), attempts, delivery: None })
+    let delivery = webhook.filter(|_| request.callback_url.is_some());
+    Ok(JobRecord { job, request: Arc::new(request), attempts, delivery })
 }
 
 /// Refuses what no job of this program can have.
@@ -178,7 +159,7 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
-    use crate::job::{AttemptReport, JobEvent, Owner};
+    use crate::job::{AttemptReport, JobEvent};
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + seconds * 1000)
@@ -193,8 +174,10 @@ mod tests {
             job = job.apply(event, at(now)).unwrap();
         }
         job.idempotency = Some(Box::new(IdempotencyKey { key: [1; 16], body: [2; 16], expires_at: at(99) }));
-        let request = JobRequest { query: "Buy or build?".to_owned(), ..JobRequest::default() };
-        JobRecord { job, request: Arc::new(request), attempts, delivery: None }
+        let callback_url = Some("https://example.com/hook".to_owned());
+        let request = JobRequest { query: "Buy or build?".to_owned(), callback_url, ..JobRequest::default() };
+        let delivery = Some(Delivery::to("https://example.com/hook").due(at(50)));
+        JobRecord { job, request: Arc::new(request), attempts, delivery }
     }
 
     fn succeeded() -> JobRecord {
@@ -217,7 +200,7 @@ mod tests {
             assert!(!line.contains('\n'), "{line}");
             let back = read(&line).unwrap();
             let unowned = Job { owner: None, ..record.job.clone() };
-            assert_eq!((&back.job, &back.request), (&unowned, &record.request));
+            assert_eq!((&back.job, &back.request, &back.delivery), (&unowned, &record.request, &record.delivery));
             assert_eq!(write(&back).unwrap(), line, "attempts too");
         }
         let back = read(&write(&succeeded()).unwrap()).unwrap();
@@ -235,27 +218,10 @@ mod tests {
         assert!(matches!(read(&line), Err(ArchiveError::Unreadable(_))));
     }
 
-    /// Once released, such lines lie in people's archives: then this test must not change.
-    #[test]
-    fn a_line_of_format_1_is_read() {
-        let line = r#"{"format":1,"number":2,"id":"019aafe1-0000-7000-8000-000000000001","status":"failed",
-            "error_code":"refused","priority":"normal","waited_for":false,"attempt":1,
-            "failures":{"connect":0,"overload":0,"invalid_output":0,"other":1},
-            "releases":0,"created_at":"2027-01-15T08:00:00.000Z","due_at":"2027-01-15T08:00:00.000Z","is_timed":false,
-            "deadline_at":null,"started_at":"2027-01-15T08:00:01.000Z","finished_at":"2027-01-15T08:00:02.000Z",
-            "request":{"query":"Why?"},
-            "attempts":[{"number":1,"started_at":"2027-01-15T08:00:01.000Z","finished_at":"2027-01-15T08:00:02.000Z",
-            "outcome":"failed","report":{"error":{"code":"refused","message":"no"}}}]}"#;
-        let record = read(line).unwrap();
-        assert_eq!(record.job.state, JobState::Failed { code: FailureCode::Refused });
-        assert_eq!((record.job.finished_at, record.attempts.len()), (Some(at(2)), 1));
-    }
-
     #[test]
     fn a_line_that_is_not_a_job_is_refused_with_the_reason() {
         let line = write(&succeeded()).unwrap();
         let cases = [
-            (line.replace("\"format\":1", "\"format\":2"), "newer than the format 1 of this program"),
             (
                 line.replace(
                     "\"finished_at\":\"2027-01-15T08:00:02.000Z\",\"request",
@@ -267,7 +233,7 @@ mod tests {
             (line.replace("\"succeeded\",\"priority", "\"queued\",\"priority"), "missing field `run_at`"),
             (line.replace("{\"number\":1", "{\"number\":9"), "higher than its state allows"),
             (line.replace("Buy or build?", ""), "query is empty"),
-            (line[..90].to_owned(), "not an exported job"),
+            (line[..90].to_owned(), "not a record of an archive"),
             (line.replace("\"attempt\":1,", "\"attempt\":4294967295,"), "more than 1000000 attempts"),
             (line.replace("\"created_at\":\"2027", "\"created_at\":\"9999"), "after 2199"),
             (line.replace("\"due_at\":\"2027", "\"due_at\":\"1969"), "before 1970"),

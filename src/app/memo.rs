@@ -1,0 +1,269 @@
+//! What the dispatcher knows, shared with the other nodes through settings: they show it, and the next dispatcher starts with
+//! it. Only with a database.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::{
+    agent::models::{ModelMemo, Models},
+    clock::{Clock, Moments},
+    limits::{self, Limits},
+    queue::{self, Operations, Times},
+    registry::{Live, Registry, Unavailable},
+};
+
+const PREFIX: &str = "dispatcher/";
+
+/// Gates, limits and attempts under way, stored at most so often if they have changed.
+const STATE: &str = "dispatcher/state";
+const STATE_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long attempts last: larger, and changes slowly.
+const TIMES: &str = "dispatcher/times";
+const TIMES_PAUSE: u32 = 10;
+
+pub(super) struct Memo {
+    pub(super) registry: Registry,
+    pub(super) operations: Operations,
+    pub(super) limits: Limits,
+    pub(super) models: Models,
+    pub(super) clock: Clock,
+    /// Whether this node makes the calls. Held while it adopts what another one knows.
+    pub(super) is_dispatcher: Mutex<bool>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct State {
+    limits: limits::Memo,
+    queue: queue::Memo,
+    models: Vec<ModelMemo>,
+}
+
+impl Memo {
+    /// Starts with what the former dispatcher knew. Before the first claim.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub(super) async fn take_over(&self) -> Result<(), Unavailable> {
+        self.reload(PREFIX).await?;
+        let mut is_dispatcher = self.is_dispatcher.lock();
+        *is_dispatcher = true;
+        self.limits.take_over();
+        self.operations.take_over();
+        Ok(())
+    }
+
+    /// Stores what this node knows, until `closing` is cancelled and once more then.
+    pub(super) async fn run(&self, closing: CancellationToken) {
+        let (mut moments, mut state, mut times) = (Moments::now(&self.clock), State::default(), Times::default());
+        let mut tick = tokio::time::interval(STATE_PAUSE);
+        for round in 0_u32.. {
+            let is_last = closing.run_until_cancelled(tick.tick()).await.is_none();
+            moments = moments.renewed(&self.clock);
+            self.save(STATE, &mut state, self.state(&moments)).await;
+            if is_last || round.is_multiple_of(TIMES_PAUSE) {
+                self.save(TIMES, &mut times, self.operations.times()).await;
+            }
+            if is_last {
+                return;
+            }
+        }
+    }
+
+    fn state(&self, moments: &Moments) -> State {
+        State {
+            limits: self.limits.memo(moments),
+            queue: self.operations.memo(moments),
+            models: self.models.memo(moments),
+        }
+    }
+
+    /// Stores what has changed since it was `stored`.
+    async fn save<T: PartialEq + Serialize>(&self, name: &str, stored: &mut T, current: T) {
+        if *stored == current {
+            return;
+        }
+        match self.registry.put(name.to_owned(), &current).await {
+            Ok(()) => *stored = current,
+            Err(error) => warn!(%error, "other nodes do not hear of the limits at the moment"),
+        }
+    }
+}
+
+#[async_trait]
+impl Live for Memo {
+    fn prefix(&self) -> &'static str {
+        PREFIX
+    }
+
+    async fn reload(&self, changed: &str) -> Result<(), Unavailable> {
+        if *self.is_dispatcher.lock() {
+            return Ok(());
+        }
+        let state = if STATE.starts_with(changed) { self.registry.get::<State>(STATE).await? } else { None };
+        let times = if TIMES.starts_with(changed) { self.registry.get::<Times>(TIMES).await? } else { None };
+        let is_dispatcher = self.is_dispatcher.lock();
+        // It may have become the dispatcher during the read, and knows better.
+        if *is_dispatcher {
+            return Ok(());
+        }
+        if let Some(State { limits, queue, models }) = state {
+            let moments = Moments::now(&self.clock);
+            self.limits.adopt(limits, &moments);
+            self.operations.adopt(queue, &moments);
+            self.models.adopt(models, &moments);
+        }
+        if let Some(times) = times {
+            self.operations.adopt_times(times);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroU32, sync::Arc};
+
+    use tokio::{sync::Notify, time::Instant};
+
+    use super::*;
+    use crate::{
+        clock::Timestamp,
+        config::values::{DailyBudget, RateCaps},
+        digest::ModelKey,
+        http::api::allowance,
+        job::{
+            AtRisk, FailureCode,
+            disposition::{Scope, SharedFailure},
+        },
+        ledger::Spending,
+        limits::budget::{Budget, Need},
+        metrics::Metrics,
+        queue::{Kind, Lanes, Policy, Queue, Submission, WaitingFor},
+        store::memory::MemoryStore,
+    };
+
+    struct Node {
+        memo: Memo,
+        queue: Queue,
+    }
+
+    async fn node(store: &Arc<MemoryStore>, clock: &Clock) -> Node {
+        let spending = Spending::default();
+        let daily = DailyBudget { tokens: Some(1_000), cost: None };
+        let budget = Budget::new(daily, Need { tokens: 10, nanodollars: 0 }, clock.clone(), spending.clone());
+        let limits = Limits::new(RateCaps::default(), 8, Some(budget), Arc::new(|| ModelKey::of("m")));
+        let policy = Policy {
+            workers: 8,
+            allowance: {
+                let limits = limits.clone();
+                Arc::new(move |lane| allowance(&limits, lane))
+            },
+            ..Policy::plain()
+        };
+        let closing = CancellationToken::new();
+        let queue = Queue::open(Arc::clone(store) as _, clock.clone(), policy, Metrics::new(), spending, closing);
+        let queue = queue.await.unwrap();
+        let memo = Memo {
+            registry: Registry::new(Arc::clone(store) as _),
+            operations: queue.operations(),
+            limits,
+            models: Models::new("m".to_owned(), vec!["n".to_owned()], Vec::new()),
+            clock: clock.clone(),
+            is_dispatcher: Mutex::new(false),
+        };
+        Node { memo, queue }
+    }
+
+    /// Stores what the dispatcher knows, as it does each second, and has the others read it.
+    async fn share(dispatcher: &Node, others: &[&Node]) {
+        let closing = CancellationToken::new();
+        closing.cancel();
+        dispatcher.memo.run(closing).await;
+        for other in others {
+            other.memo.reload(STATE).await.unwrap();
+            other.memo.reload(TIMES).await.unwrap();
+        }
+    }
+
+    fn failure(code: FailureCode, opens_after: Option<Duration>) -> SharedFailure {
+        SharedFailure { code, scope: Scope::Account, signature: 1, witnesses: 1, opens_after }
+    }
+
+    /// The outlook of a job that is queued on this node.
+    async fn waiting_for(node: &Node) -> (Option<u64>, WaitingFor) {
+        let job = node.queue.enqueue(Submission::default()).await.unwrap().record;
+        let kind = Kind::of(&job.request, false);
+        let outlook = node.queue.outlook(&job.job, &kind, || allowance(&node.memo.limits, None)).unwrap();
+        node.queue.cancel(job.job.id).await.unwrap();
+        (outlook.eta_seconds, outlook.waiting_for)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_node_shows_what_the_dispatcher_knows_and_starts_with_it_as_the_next_one() {
+        let (store, clock) = (Arc::<MemoryStore>::default(), Clock::manual(Timestamp::from_millis(1_800_000_000_000)));
+        let (dispatcher, other) = (node(&store, &clock).await, node(&store, &clock).await);
+        dispatcher.memo.take_over().await.unwrap();
+        let limits = &dispatcher.memo.limits;
+        // An attempt under way, which the budget counts, and limits that its head named.
+        dispatcher.queue.enqueue(Submission::default()).await.unwrap();
+        let work = dispatcher.queue.work();
+        let mut permit = limits.permit(|| vec![None], &Notify::new()).await;
+        let claim = work.claim(work.propose(&Lanes::All).unwrap()).await.unwrap().unwrap();
+        permit.expect("m", 100).unwrap();
+        permit.make_room(AtRisk { input_tokens: 100, output_tokens: 200, nanodollars: None });
+        limits.learn("m", [Some(50), Some(70_000), Some(60_000)], Instant::now());
+        claim.draft.push("text");
+        dispatcher.memo.models.limit_output("m", 5_000);
+        dispatcher.memo.models.pass_over("m", Duration::from_secs(30));
+        share(&dispatcher, &[&other]).await;
+        assert_eq!(other.memo.limits.per_minute(None).requests, NonZeroU32::new(50).unwrap());
+        assert_eq!(other.memo.limits.budget().unwrap().tokens.unwrap().reserved, 300);
+        let operations = &other.memo.operations;
+        assert_eq!((operations.running_attempts(), operations.own_attempts()), (1, 0));
+        assert_eq!(other.memo.models.known(), dispatcher.memo.models.known());
+        assert_eq!(other.memo.models.pick(&[]), "n");
+        assert_eq!(waiting_for(&other).await, waiting_for(&dispatcher).await);
+
+        // A closed gate, fewer calls at once, and the end of the attempt.
+        for question in [1, 2, 3] {
+            limits.overloaded("m", question);
+        }
+        limits.block("m", &failure(FailureCode::RateLimited, Some(Duration::from_secs(100))), 1, "slow down");
+        drop(claim);
+        share(&dispatcher, &[&other]).await;
+        assert_eq!(other.memo.limits.calls_at_once(None), limits.calls_at_once(None));
+        assert!(limits.calls_at_once(None) < 8);
+        let gate = other.memo.limits.gate(None).unwrap();
+        assert_eq!((gate.code, gate.detail.as_str()), (FailureCode::RateLimited, "slow down"));
+        assert_eq!((waiting_for(&other).await, operations.running_attempts()), (waiting_for(&dispatcher).await, 0));
+
+        // The dispatcher dies with its call under way.
+        let next = node(&store, &clock).await;
+        next.memo.take_over().await.unwrap();
+        let limits = &next.memo.limits;
+        assert!(limits.try_permit(None).is_none(), "the gate is still closed");
+        assert_eq!(limits.budget().unwrap().tokens.unwrap().reserved, 0, "its calls have ended");
+        tokio::time::advance(Duration::from_secs(111)).await;
+        clock.advance(Duration::from_secs(111));
+        assert!(limits.gate(None).is_none() && limits.calls_at_once(None) < 8, "the overload is not forgotten");
+        let now = limits.memo(&Moments::now(&clock));
+        share(&dispatcher, &[&next]).await;
+        assert_eq!(limits.memo(&Moments::now(&clock)), now, "what the former dispatcher still writes changes nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_limits_of_a_new_dispatcher_begin_with_nothing_left() {
+        let (store, clock) = (Arc::<MemoryStore>::default(), Clock::manual(Timestamp::from_millis(1_800_000_000_000)));
+        let (dispatcher, next) = (node(&store, &clock).await, node(&store, &clock).await);
+        dispatcher.memo.limits.learn("m", [Some(60), None, None], Instant::now());
+        share(&dispatcher, &[]).await;
+        next.memo.take_over().await.unwrap();
+        assert!(next.memo.limits.try_permit(None).is_none());
+    }
+}
