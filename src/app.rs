@@ -64,7 +64,7 @@ use crate::{
     ledger::Spending,
     limits::Limits,
     metrics::Metrics,
-    prompts::Prompts,
+    prompts::{PromptError, Prompts},
     queue::{Operations, Queue},
     registry::{Live, Registry, Unavailable},
     store::{
@@ -145,6 +145,9 @@ impl App {
         let queue = queue.await.map_err(StartError::Recovery)?;
         let node = settings.database_url.is_some().then(|| parts::node(settings, address));
         let registry = Registry::new(Arc::clone(&store) as _);
+        if settings.database_url.is_some() {
+            prompts.share(registry.clone()).await?;
+        }
         let audit = Arc::new(AuditLog::new(Arc::clone(&store) as _, clock.clone(), node));
         let keys = settings.api_keys.as_ref();
         let needs_key = settings.requires_api_key();
@@ -189,6 +192,7 @@ impl App {
         }
         let mut copies = operations.live();
         copies.extend([Arc::clone(&auth) as Arc<dyn Live>, Arc::clone(&caps) as _, upkeep as _]);
+        copies.push(Arc::new(prompts.clone()));
         copies.extend(memo.map(|memo| memo as _));
         duties.begin(seat, fault.clone()).await?;
 
@@ -247,21 +251,20 @@ impl App {
 
     /// Reloads the prompts and the keys of JWTs. The outcome is logged; the audit log names `actor`.
     pub async fn reload(&self, actor: &str) {
-        let (prompts, auth) = (self.prompts.clone(), Arc::clone(&self.auth));
-        let reload = move || {
-            auth.reload_tokens();
-            prompts.reload()
-        };
-        match task::spawn_blocking(reload).await {
-            Ok(Ok(())) => {
+        let auth = Arc::clone(&self.auth);
+        if let Err(error) = task::spawn_blocking(move || auth.reload_tokens()).await {
+            error!(%error, "failed to reload the keys of JWTs");
+        }
+        match self.prompts.reload().await {
+            Ok(()) => {
                 let action = AuditAction { actor, action: "prompts_reload", detail: None };
                 if let Err(error) = self.audit.record(action, None).await {
                     warn!(%error, "the prompts are reloaded, but the audit log has no entry");
                 }
             }
+            Err(error @ PromptError::NotShared(_)) => error!(%error, "the old prompts stay in use"),
             // It is logged already.
-            Ok(Err(_)) => {}
-            Err(error) => error!(%error, "failed to reload the prompts"),
+            Err(_) => {}
         }
     }
 

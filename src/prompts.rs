@@ -3,21 +3,32 @@
 //! The version with the highest number (`v10` is above `v9`) is the default. A folder of another name, such as `draft`, is
 //! used only by questions that name it. A reload is all or nothing: one broken version, and the loaded ones stay in use.
 //!
+//! The nodes of a database share their prompts ([`Prompts::share`]): all use those that one node has loaded last.
+//!
 //! Loading checks the variables and renders samples of all combinations of optional parts, so rendering does not fail later.
 //! What callers write is data: it never runs as a template, and it can't leave the tag around it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use async_trait::async_trait;
 use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use parking_lot::RwLock;
-use serde::Serialize;
-use tracing::{error, warn};
+use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
+use tracing::{error, info, warn};
 use utoipa::ToSchema;
 
-use crate::{config::text, digest::sha256};
+use crate::{
+    config::text,
+    digest::sha256,
+    registry::{Live, Registry, Unavailable},
+};
+
+/// The setting that holds the prompts of all nodes.
+const SETTING: &str = "prompts";
 
 const SYSTEM: &str = "system.txt";
 const USER: &str = "decision_analysis.txt";
@@ -38,6 +49,8 @@ pub struct Prompts(Arc<Inner>);
 struct Inner {
     folder: PathBuf,
     versions: RwLock<Arc<Versions>>,
+    /// Once they are shared with other nodes.
+    registry: OnceLock<Registry>,
 }
 
 /// By name; at least one.
@@ -48,6 +61,14 @@ struct Version {
     sha256: String,
     system: String,
     user: Template,
+    source: Source,
+}
+
+/// The text of a version's files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Source {
+    system: String,
+    user: String,
 }
 
 /// A prompt version.
@@ -96,18 +117,59 @@ pub enum PromptError {
     NoVersion { path: PathBuf },
     #[error("unknown prompt version {version:?}; known versions: {}", known.join(", "))]
     UnknownVersion { version: String, known: Vec<String> },
+    #[error("the prompts can't be shared with the other nodes: {0}")]
+    NotShared(#[from] Unavailable),
 }
 
 impl Prompts {
     pub fn load(folder: &Path) -> Result<Prompts, PromptError> {
         let versions = RwLock::new(Arc::new(load_all(folder)?));
-        Ok(Prompts(Arc::new(Inner { folder: folder.to_owned(), versions })))
+        Ok(Prompts(Arc::new(Inner { folder: folder.to_owned(), versions, registry: OnceLock::new() })))
     }
 
-    /// Loads all versions again; after an error the old ones stay in use.
-    pub fn reload(&self) -> Result<(), PromptError> {
-        let versions = load_all(&self.0.folder)
-            .inspect_err(|error| error!(%error, "the new prompts are not valid; the old ones stay in use"))?;
+    /// Loads all versions again, on all nodes that share them; after an error the old ones stay in use.
+    pub async fn reload(&self) -> Result<(), PromptError> {
+        let folder = self.0.folder.clone();
+        let unreadable =
+            |error| PromptError::Unreadable { path: self.0.folder.clone(), source: std::io::Error::other(error) };
+        let versions = spawn_blocking(move || load_all(&folder)).await.map_err(unreadable).flatten();
+        let versions =
+            versions.inspect_err(|error| error!(%error, "the new prompts are not valid; the old ones stay in use"))?;
+        if let Some(registry) = self.0.registry.get() {
+            registry.put(SETTING.to_owned(), &sources(&versions)).await?;
+        }
+        *self.0.versions.write() = Arc::new(versions);
+        Ok(())
+    }
+
+    /// Shares the prompts with the other nodes of the database: these use theirs, or theirs are used here, if there are any.
+    ///
+    /// # Errors
+    /// [`PromptError::NotShared`], and what is wrong with theirs.
+    pub async fn share(&self, registry: Registry) -> Result<(), PromptError> {
+        let own = sources(&self.versions());
+        match registry.get::<BTreeMap<String, Source>>(SETTING).await? {
+            None => registry.put(SETTING.to_owned(), &own).await?,
+            Some(theirs) if theirs == own => {}
+            Some(theirs) => {
+                warn!(
+                    folder = %self.0.folder.display(),
+                    "the prompts of this folder are not in use: they differ from those of the other nodes. To have all nodes \
+                     use them, reload the prompts on this node (SIGHUP)"
+                );
+                self.adopt(theirs)?;
+            }
+        }
+        let _ = self.0.registry.set(registry);
+        Ok(())
+    }
+
+    fn adopt(&self, sources: BTreeMap<String, Source>) -> Result<(), PromptError> {
+        let load = |(name, source)| {
+            let version = Version::new(&self.0.folder.join(&name), source)?;
+            Ok((name, version))
+        };
+        let versions: Versions = sources.into_iter().map(load).collect::<Result<_, PromptError>>()?;
         *self.0.versions.write() = Arc::new(versions);
         Ok(())
     }
@@ -146,6 +208,30 @@ impl Prompts {
     fn versions(&self) -> Arc<Versions> {
         Arc::clone(&self.0.versions.read())
     }
+}
+
+#[async_trait]
+impl Live for Prompts {
+    fn prefix(&self) -> &'static str {
+        SETTING
+    }
+
+    async fn reload(&self, _: &str) -> Result<(), Unavailable> {
+        let Some(registry) = self.0.registry.get() else { return Ok(()) };
+        let Some(theirs) = registry.get::<BTreeMap<String, Source>>(SETTING).await? else { return Ok(()) };
+        if theirs == sources(&self.versions()) {
+            return Ok(());
+        }
+        match self.adopt(theirs) {
+            Ok(()) => info!("another node has loaded the prompts; they are in use here too"),
+            Err(error) => error!(%error, "the prompts of the other nodes are not valid here; the old ones stay in use"),
+        }
+        Ok(())
+    }
+}
+
+fn sources(versions: &Versions) -> BTreeMap<String, Source> {
+    versions.iter().map(|(name, version)| (name.clone(), version.source.clone())).collect()
 }
 
 fn find<'a>(versions: &'a Versions, name: Option<&'a str>) -> Result<(&'a str, &'a Version), PromptError> {
@@ -197,8 +283,13 @@ fn load_all(folder: &Path) -> Result<Versions, PromptError> {
 
 impl Version {
     fn load(folder: &Path) -> Result<Version, PromptError> {
-        let system = Template::load(folder.join(SYSTEM), &[])?;
-        let user = Template::load(folder.join(USER), &VARIABLES)?;
+        let source = Source { system: read(folder.join(SYSTEM))?, user: read(folder.join(USER))? };
+        Version::new(folder, source)
+    }
+
+    fn new(folder: &Path, source: Source) -> Result<Version, PromptError> {
+        let system = Template::new(folder.join(SYSTEM), source.system.clone(), &[])?;
+        let user = Template::new(folder.join(USER), source.user.clone(), &VARIABLES)?;
         let some_options = ["sample option".to_owned()];
         for context in [None, Some("sample context")] {
             for options in [&[], &some_options[..]] {
@@ -208,7 +299,20 @@ impl Version {
             }
         }
         let sha256 = hex::encode(sha256(&[system.source.as_bytes(), user.source.as_bytes()]));
-        Ok(Version { sha256, system: system.render(())?, user })
+        Ok(Version { sha256, system: system.render(())?, user, source })
+    }
+}
+
+fn read(path: PathBuf) -> Result<String, PromptError> {
+    let size = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+    if size > MAX_PROMPT_BYTES {
+        let message = format!("the file has {size} bytes, but at most {MAX_PROMPT_BYTES} are allowed");
+        return Err(PromptError::Invalid { path, line: None, message });
+    }
+    match text::read(&path) {
+        // Editors on Windows write CRLF, which would go to Claude with every call.
+        Ok(source) => Ok(source.replace("\r\n", "\n")),
+        Err(source) => Err(PromptError::Unreadable { path, source }),
     }
 }
 
@@ -221,18 +325,8 @@ struct Template {
 }
 
 impl Template {
-    /// Reads `path` and checks that it uses each of `variables`, and nothing else.
-    fn load(path: PathBuf, variables: &[&str]) -> Result<Template, PromptError> {
-        let size = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-        if size > MAX_PROMPT_BYTES {
-            let message = format!("the file has {size} bytes, but at most {MAX_PROMPT_BYTES} are allowed");
-            return Err(PromptError::Invalid { path, line: None, message });
-        }
-        let source = match text::read(&path) {
-            // Editors on Windows write CRLF, which would go to Claude with every call.
-            Ok(source) => source.replace("\r\n", "\n"),
-            Err(source) => return Err(PromptError::Unreadable { path, source }),
-        };
+    /// Checks that the text uses each of `variables`, and nothing else.
+    fn new(path: PathBuf, source: String, variables: &[&str]) -> Result<Template, PromptError> {
         if source.trim().is_empty() {
             return Err(PromptError::Invalid { path, line: None, message: "the file is empty".to_owned() });
         }
@@ -500,26 +594,26 @@ mod tests {
         assert_eq!(plain.sha256(None), windows.sha256(None));
     }
 
-    #[test]
-    fn a_reload_takes_all_versions_or_none() {
+    #[tokio::test]
+    async fn a_reload_takes_all_versions_or_none() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "v1", "Be brief.", GOOD_USER);
         let prompts = Prompts::load(folder.path()).unwrap();
         let before = prompts.list();
         write(folder.path(), "v1", "Be very brief.", GOOD_USER);
         write(folder.path(), "v2", "Be thorough.", &format!("{GOOD_USER}\n{{% if query %}}"));
-        let complaint = prompts.reload().unwrap_err().to_string();
+        let complaint = prompts.reload().await.unwrap_err().to_string();
         assert!(complaint.contains("v2/decision_analysis.txt, line 4"), "{complaint}");
         assert_eq!(prompts.list(), before);
         assert_eq!(prompts.render(None, &QUESTION).unwrap().system, "Be brief.");
         write(folder.path(), "v2", "Be thorough.", GOOD_USER);
         let seen_elsewhere = prompts.clone();
-        prompts.reload().unwrap();
+        prompts.reload().await.unwrap();
         assert_eq!(versions(&seen_elsewhere), "v1 v2");
         assert_eq!(prompts.render(None, &QUESTION).unwrap().system, "Be thorough.", "the highest is the default");
         assert_eq!(prompts.render(Some("v1"), &QUESTION).unwrap().system, "Be very brief.");
         std::fs::remove_dir_all(folder.path().join("v2")).unwrap();
-        prompts.reload().unwrap();
+        prompts.reload().await.unwrap();
         assert_eq!(prompts.render(None, &QUESTION).unwrap().system, "Be very brief.");
     }
 

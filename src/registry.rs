@@ -4,7 +4,7 @@
 //! Who holds a copy of settings in memory implements [`Live`]. [`Registry::follow`] keeps all copies up to date with what
 //! any node changes.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Serialize, de::DeserializeOwned};
@@ -46,6 +46,12 @@ pub trait Live: Send + Sync {
     /// # Errors
     /// [`Unavailable`]; then the copy stays as it is.
     async fn reload(&self, changed: &str) -> Result<(), Unavailable>;
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").finish_non_exhaustive()
+    }
 }
 
 impl Registry {

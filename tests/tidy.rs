@@ -30,10 +30,10 @@ const LAYERS: [(&str, &str); 24] = [
     ("queue", "audit history registry store ids ledger job"),
     ("audit", "registry store ids"),
     ("history", "registry job"),
+    ("prompts", "registry"),
     ("registry", "store"),
     ("store", "ledger job"),
     ("limits", "ledger job"),
-    ("prompts", ""),
     // Its simulator writes memos.
     ("claude", "analysis"),
     ("analysis", ""),

@@ -9,9 +9,9 @@ use utoipa::ToSchema;
 use super::{
     api::Api,
     extract::Admin,
-    problem::{INTERNAL, PROMPTS_INVALID, Problem},
+    problem::{PROMPTS_INVALID, Problem, STORAGE_UNAVAILABLE},
 };
-use crate::prompts::VersionInfo;
+use crate::prompts::{PromptError, VersionInfo};
 
 /// The prompt versions.
 #[derive(Serialize, ToSchema)]
@@ -44,15 +44,12 @@ pub(super) async fn list(_: Admin, State(api): State<Arc<Api>>) -> Json<PromptLi
     )
 )]
 pub(super) async fn reload(admin: Admin, State(api): State<Arc<Api>>) -> Result<Json<PromptList>, Problem> {
-    let prompts = api.prompts.clone();
-    // Reading files blocks.
-    let read = tokio::task::spawn_blocking(move || prompts.reload()).await;
-    match read {
-        Ok(Ok(())) => {
+    match api.prompts.reload().await {
+        Ok(()) => {
             admin.record(&api, "prompts_reload", None).await?;
             Ok(Json(PromptList { versions: api.prompts.list() }))
         }
-        Ok(Err(error)) => Err(Problem::new(PROMPTS_INVALID, error.to_string())),
-        Err(_) => Err(Problem::new(INTERNAL, "reloading the prompts failed; search the log for this request_id")),
+        Err(error @ PromptError::NotShared(_)) => Err(Problem::new(STORAGE_UNAVAILABLE, error.to_string())),
+        Err(error) => Err(Problem::new(PROMPTS_INVALID, error.to_string())),
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     database::Postgres,
     harness::{PATIENCE, Service, Setup, client, send, simulator},
     load::{Ledger, Load},
+    prompts,
 };
 
 const KILLS: usize = 5;
@@ -151,5 +152,26 @@ fn what_a_node_lacks_for_a_database_stops_its_start_in_words() {
     for name in ["ADMIN_TOKEN", "WEBHOOK_SECRET"] {
         let (status, said) = node("http://127.0.0.1:9", &postgres.url("jobs")).without(name).run(&["serve"]);
         assert!(!status.success() && said.contains(&format!("DATABASE_URL needs {name}")), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_nodes_use_the_prompts_that_one_of_them_loaded_last() {
+    let (postgres, claude) = (Postgres::start(), simulator().await);
+    let url = postgres.create("jobs");
+    let start = |line| {
+        let setup = node(&claude.base_url(), &url).with("PROMPTS_DIR", "prompts");
+        prompts::write(&setup, "v1", line);
+        (setup.start(), setup)
+    };
+    let ((first, _one), (second, _two)) = (start("Be brief."), start("Be thorough."));
+    let brief = prompts::list(&first).await;
+    assert_eq!(prompts::list(&second).await, brief, "those of the first node");
+    let thorough = second.admin_post("/api/v1/admin/prompts/reload", &json!({})).await.body;
+    assert_ne!(thorough, brief);
+    let deadline = Instant::now() + PATIENCE;
+    while prompts::list(&first).await != thorough {
+        assert!(Instant::now() < deadline, "the first node never used them");
+        tokio::task::yield_now().await;
     }
 }

@@ -17,7 +17,7 @@ async fn service() -> (Service, Simulator, Setup) {
 }
 
 /// The shipped prompts as another version, with a line more at the end of the question's template.
-fn write(setup: &Setup, version: &str, line: &str) {
+pub(crate) fn write(setup: &Setup, version: &str, line: &str) {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts/v1");
     let folder = setup.folder().join("prompts").join(version);
     fs::create_dir_all(&folder).unwrap();
@@ -26,7 +26,7 @@ fn write(setup: &Setup, version: &str, line: &str) {
     fs::write(folder.join("decision_analysis.txt"), format!("{}\n{line}\n", user.trim_end())).unwrap();
 }
 
-async fn list(service: &Service) -> Value {
+pub(crate) async fn list(service: &Service) -> Value {
     service.admin_get("/api/v1/admin/prompts").await.body
 }
 
