@@ -54,7 +54,7 @@ mod tests {
     #[test]
     fn ids_go_up_within_a_millisecond_and_when_the_clock_goes_back() {
         let ids = Ids::default();
-        let at = |millis| Timestamp::from_millis(1_800_000_000_000 + millis);
+        let at = |millis: i64| Timestamp::from_millis(1_800_000_000_000 + millis);
         let made: Vec<Uuid> = [0, 0, 0, 5, 5, 2, 6].map(|millis| ids.next(at(millis))).into();
         assert!(made.is_sorted_by(|one, other| one < other), "{made:?}");
         assert!(made.iter().all(|id| id.get_version_num() == 7));
