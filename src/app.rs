@@ -66,6 +66,7 @@ use crate::{
     metrics::Metrics,
     prompts::{PromptError, Prompts},
     queue::{Operations, Queue},
+    redis::Redis,
     registry::{Live, Registry, Unavailable},
     store::{
         Store,
@@ -129,6 +130,7 @@ impl App {
         let (listener, address) = door::listen(SocketAddr::new(settings.host, settings.port))?;
         secrets::guard_folder(&settings.data_dir);
         let metrics = Metrics::new();
+        let redis = parts::redis(settings, &metrics).await?;
         let (store, seat, claude) = open(settings, access, &clock, &metrics).await?;
         if let Some(origin) = archive::marked(&*store).await.map_err(Unavailable::from)? {
             store.close().await;
@@ -141,6 +143,7 @@ impl App {
         let limits = parts::limits(settings, &agent.planner, budget);
         let closing = CancellationToken::new();
         let policy = parts::policy(settings, tuning, address, &agent.planner, &limits, &clock);
+        let policy = parts::shared(policy, redis.as_ref());
         let queue = Queue::open(Arc::clone(&store), clock.clone(), policy, metrics.clone(), spending, closing.clone());
         let queue = queue.await.map_err(StartError::Recovery)?;
         let node = settings.database_url.is_some().then(|| parts::node(settings, address));
@@ -201,7 +204,12 @@ impl App {
         tracker.spawn(sweeper::history::run(operations.clone(), closing.clone()));
         let following = closing.clone();
         tracker.spawn(async move { following.run_until_cancelled(registry.follow(copies)).await });
-        let api = api(settings, &queue, &worker, &prompts, (&auth, caps), (&store, &audit), webhooks);
+        if let Some(redis) = &redis {
+            let relaying = queue.work();
+            tracker.spawn(async move { relaying.relay_texts().await });
+            tracker.spawn(Arc::clone(redis).run(closing.clone()));
+        }
+        let api = api(settings, &queue, &worker, &prompts, (&auth, caps), (&store, &audit), (webhooks, redis));
         let shown = parts::shown(settings, tuning, address);
         let router = http::router(api, |api| dashboard::router(api, sessions, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
@@ -310,7 +318,7 @@ async fn open(
     });
     let (clock, metrics) = (clock.clone(), metrics.clone());
     if let Some(url) = &settings.database_url {
-        let store = PostgresStore::open(url, clock, metrics).await?;
+        let store = PostgresStore::open(url, &parts::common_settings(settings), clock, metrics).await?;
         let seat = store.seat();
         return Ok((Arc::new(store), Some(seat), client.await??));
     }
@@ -351,7 +359,7 @@ fn api(
     prompts: &Prompts,
     (auth, caps): (&Arc<Auth>, Arc<Caps>),
     (store, audit): (&Arc<dyn Store>, &Arc<AuditLog>),
-    webhooks: Webhooks,
+    (webhooks, redis): (Webhooks, Option<Arc<Redis>>),
 ) -> Api {
     Api {
         queue: queue.clone(),
@@ -363,15 +371,19 @@ fn api(
         caps,
         models: worker.agent.planner.models.clone(),
         notes: {
-            let (planner, queue) = (worker.agent.planner.clone(), queue.clone());
-            Arc::new(move || upkeep::notes(&planner, queue.now()))
+            let (planner, queue, redis) = (worker.agent.planner.clone(), queue.clone(), redis.clone());
+            Arc::new(move || {
+                let mut notes = upkeep::notes(&planner, queue.now());
+                notes.extend(redis.as_ref().and_then(|redis| upkeep::redis_note(redis)));
+                notes
+            })
         },
         prompts: prompts.clone(),
         metrics: worker.metrics.clone(),
         auth: Arc::clone(auth),
         memory: MemoryBudget::new(machine::body_budget_bytes()),
         refusals: RefusalLog::default(),
-        failures: Failures::default(),
+        failures: Failures::new(redis.map(|redis| redis as _)),
         trusted_proxies: settings.trusted_proxies.clone().into(),
         cors_origins: settings.cors_origins.clone(),
         public_url: settings.public_url.clone(),

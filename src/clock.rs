@@ -11,6 +11,8 @@
 //!
 //! Nothing is deleted on the word of a jump: [`Clock::skipped`] says how much of a span was jumped over and not measured.
 //!
+//! A node of a database takes the database's clock for the wall clock ([`Clock::follow`]), as the other nodes do.
+//!
 //! The wall clock itself counts where others compare with it: signatures, HTTP dates, and the `run_at` of a client.
 //! Pure functions take `now` as an argument. Tests use a [`Clock::manual`], so that hours pass at once. Timeouts of calls
 //! use tokio's clock.
@@ -43,6 +45,9 @@ const SLOWER: i64 = 10;
 
 /// 1 November 2026. A wall clock before this, such as one that starts in 1970, is wrong.
 const EARLIEST: Timestamp = Timestamp::from_millis(1_793_491_200_000);
+
+/// A smaller difference to the clock that is followed is not corrected.
+const PRECISION: Duration = Duration::from_millis(20);
 
 /// More jumps are remembered as one.
 const MAX_JUMPS: usize = 32;
@@ -137,7 +142,8 @@ struct Inner {
 
 #[derive(Debug)]
 enum Source {
-    System,
+    /// The machine's clock, and by how many microseconds the clock that is followed is ahead of it.
+    System(AtomicI64),
     Manual(Arc<Hands>),
 }
 
@@ -184,7 +190,7 @@ pub struct SavedTime {
 
 impl Clock {
     pub fn system() -> Clock {
-        Clock::of(Source::System)
+        Clock::of(Source::System(AtomicI64::new(0)))
     }
 
     /// A clock that stands at `start` until it is [advanced](Clock::advance).
@@ -205,7 +211,7 @@ impl Clock {
     #[must_use]
     pub fn restarted(&self) -> Clock {
         match &self.0.source {
-            Source::System => Clock::system(),
+            Source::System(_) => Clock::system(),
             Source::Manual(hands) => Clock::of(Source::Manual(Arc::clone(hands))),
         }
     }
@@ -260,6 +266,30 @@ impl Clock {
         }
     }
 
+    /// Follows another clock instead of the machine's, here and on all nodes. It showed `now` at most `ago` before this
+    /// call. Before [`Clock::resume`] the service time starts from it. Does nothing to a manual clock.
+    pub fn follow(&self, now: Timestamp, ago: Duration) {
+        let Source::System(ahead) = &self.0.source else { return };
+        let machine = micros(SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default());
+        let found = now.as_millis().saturating_mul(1_000).saturating_add(micros(ago / 2)).saturating_sub(machine);
+        let before = ahead.load(Ordering::SeqCst);
+        if found.abs_diff(before) < (PRECISION + ago).as_micros().try_into().unwrap_or(u64::MAX) {
+            return;
+        }
+        if found.unsigned_abs() > TOLERANCE.as_micros().try_into().unwrap_or(u64::MAX) {
+            warn!(
+                seconds_ahead = -found / 1_000_000,
+                "this machine's clock differs from the database's: the service follows the database's"
+            );
+        }
+        let mut time = self.0.time.lock();
+        ahead.store(found, Ordering::SeqCst);
+        if !time.is_resumed {
+            let (wall, monotonic) = self.0.source.read();
+            *time = ServiceTime::starting(wall, monotonic);
+        }
+    }
+
     /// Lets time pass on a manual clock. Does nothing to the machine's clock.
     pub fn advance(&self, by: Duration) {
         self.move_hands(micros(by), micros(by));
@@ -293,7 +323,10 @@ impl Clock {
 impl Source {
     fn read(&self) -> (i64, i64) {
         match self {
-            Source::System => (micros(SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()), micros(since_boot())),
+            Source::System(ahead) => {
+                let machine = micros(SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default());
+                (machine.saturating_add(ahead.load(Ordering::SeqCst)), micros(since_boot()))
+            }
             Source::Manual(hands) => {
                 let run = hands.running_since.map_or(0, |since| micros(since.elapsed()));
                 (hands.wall.load(Ordering::SeqCst) + run, hands.monotonic.load(Ordering::SeqCst) + run)
@@ -487,6 +520,19 @@ mod tests {
     fn what_is_not_a_time_is_refused_with_an_example() {
         let error = serde_json::from_str::<Timestamp>("\"tomorrow\"").unwrap_err().to_string();
         assert!(error.contains("tomorrow") && error.contains("RFC 3339"), "{error}");
+    }
+
+    #[test]
+    fn a_node_follows_the_clock_of_the_database_from_its_start_and_when_it_changes() {
+        let (clock, machine) = (Clock::system(), Clock::system());
+        let (minute, second) = (Duration::from_mins(1), Duration::from_secs(1));
+        clock.follow(machine.now().minus(minute), Duration::ZERO);
+        clock.resume(None);
+        assert!(machine.now().since(clock.now()) > minute - second, "the machine is a minute ahead");
+        clock.follow(machine.now(), minute * 3);
+        assert!(machine.wall().since(clock.wall()) > minute - second, "an answer that took minutes says nothing");
+        clock.follow(machine.now(), Duration::ZERO);
+        assert!(machine.wall().since(clock.wall()) < second);
     }
 
     #[test]

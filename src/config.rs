@@ -90,6 +90,11 @@ pub struct Settings {
     #[arg(long, env, hide_env_values = true, value_parser = secret, help_heading = FURTHER)]
     pub database_url: Option<SecretString>,
 
+    /// Redis or Valkey beside DATABASE_URL: the nodes count quotas together, and any node streams any job;
+    /// redis://USER:PASSWORD@HOST:PORT/DATABASE, or rediss:// with TLS
+    #[arg(long, env, hide_env_values = true, value_parser = secret, help_heading = FURTHER)]
+    pub redis_url: Option<SecretString>,
+
     /// Folder of the prompts, with one folder for each version; the highest version is the default
     #[arg(long, env, default_value = "prompts", help_heading = FURTHER)]
     pub prompts_dir: PathBuf,
@@ -301,6 +306,13 @@ impl Settings {
                 }
             }
         }
+        if let Some(url) = &self.redis_url {
+            check_redis_url(url)?;
+            // A node that was meant to share a database would accept jobs on a disk of its own.
+            if self.database_url.is_none() {
+                return Err(ConfigError::RedisAlone);
+            }
+        }
         let secret = "a URL without user name and password; the key goes to ANTHROPIC_API_KEY";
         let allowed =
             "a URL that starts with http:// or https://, without ? and #, for example https://api.anthropic.com";
@@ -360,6 +372,16 @@ pub fn variables() -> Vec<Variable> {
     };
     let otlp_endpoint = Variable { name: OTLP_ENDPOINT.to_owned(), is_secret: false };
     command.get_arguments().filter_map(variable).chain([otlp_endpoint]).collect()
+}
+
+fn check_redis_url(url: &SecretString) -> Result<(), ConfigError> {
+    let parsed = reqwest::Url::parse(url.expose_secret()).ok();
+    if parsed.is_some_and(|url| matches!(url.scheme(), "redis" | "rediss") && url.has_host()) {
+        return Ok(());
+    }
+    let allowed = "a URL that starts with redis:// or rediss:// (TLS), for example redis://:PASSWORD@redis.example:6379/0. \
+                   Percent-encode special characters of the password";
+    Err(ConfigError::SecretValue { name: "REDIS_URL", allowed })
 }
 
 fn check_url(name: &'static str, url: &str, allowed: &'static str, no_secret: &'static str) -> Result<(), ConfigError> {

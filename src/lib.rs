@@ -6,7 +6,7 @@
 //! Imports point down only; `tests/tidy.rs` holds them to it.
 //!
 //! ```text
-//! main ─▶ cli ─▶ app ─▶ http · dashboard · dispatch ─▶ worker · sweeper · webhook ─▶ queue ─▶ audit · history
+//! main ─▶ cli ─▶ app ─▶ http · dashboard · dispatch ─▶ worker · sweeper · webhook · redis ─▶ queue ─▶ audit · history
 //!                                            │           └─▶ agent ─▶ prompts · claude · analysis
 //!                                            └─▶ limits
 //! auth · audit · history ─▶ registry ─▶ store ─▶ ledger ─▶ job
@@ -54,6 +54,7 @@ pub mod metrics;
 pub mod process;
 pub mod prompts;
 pub mod queue;
+pub mod redis;
 pub mod registry;
 pub mod store;
 pub mod sweeper;

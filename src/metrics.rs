@@ -58,7 +58,7 @@ pub struct VersionLabel {
 macro_rules! metrics {
     ($($field:ident: $type:ty = $add:ident($($argument:expr),+);)+) => {
         /// All metrics. Clones share the same counters. Gauges are set when the metrics are read, except
-        /// `build_info`, `dispatcher` and `disk_free_bytes`.
+        /// `build_info`, `dispatcher`, `feed_position`, `disk_free_bytes` and `redis_unavailable`.
         #[derive(Clone, Debug)]
         pub struct Metrics {
             $(pub $field: $type,)+
@@ -116,6 +116,9 @@ metrics! {
     panics: Counter = add("attempt_panics", "Attempts that panicked");
     build_info: Family<VersionLabel, Gauge> = add("build_info", "1, labelled with the version of this node's program");
     dispatcher: Gauge = add("dispatcher", "1 while this node is the dispatcher: the one that starts the calls to Claude");
+    feed_position: Gauge = add(
+        "feed_position", "Number of the newest change in the database that this node knows; 0 if jobs are in DATA_DIR"
+    );
     jobs: Family<KindLabel, Gauge> = add("jobs", "Stored jobs, by status");
     waiters: Gauge = add("waiters", "Clients that wait for a job");
     running_attempts: Gauge = add("running_attempts", "Running attempts");
@@ -155,6 +158,7 @@ metrics! {
         "Used share of the places in the queue, or of those for jobs for later, whichever is larger"
     );
     store_available: Gauge = add("store_available", "1 while the job store is available");
+    redis_unavailable: Gauge = add("redis_unavailable", "1 while REDIS_URL is set and Redis can't be used");
     disk_free_bytes: Family<KindLabel, Gauge> = add_in(
         Unit::Bytes, "disk_free", "Free disk space, by place: data_dir. Absent if jobs are in a database"
     );

@@ -21,7 +21,9 @@
 //! - `outlook`: why a job waits and when its answer may come
 //! - `pause`: no job is claimed until an operator says so
 //! - `policy`: the queue's settings
+//! - `rates`: submissions a minute of each caller
 //! - `refused`: why a job can't become pending
+//! - `relay`: the text of attempts that run on other nodes
 //! - `reparse`: reading kept answers again
 //! - `retry`: what becomes of a job after an attempt
 //! - `service_time`: how long attempts last
@@ -53,7 +55,9 @@ mod order;
 mod outlook;
 mod pause;
 mod policy;
+mod rates;
 mod refused;
+mod relay;
 mod reparse;
 pub mod retry;
 mod service_time;
@@ -64,7 +68,6 @@ mod webhooks;
 mod work;
 
 pub use self::{
-    admission::Quota,
     board::Proposal,
     claim::{Claim, Reserved, Standby},
     draft::Draft,
@@ -77,7 +80,9 @@ pub use self::{
     outlook::{Allowance, Hold, Outlook, WaitingFor},
     pause::Pause,
     policy::Policy,
+    rates::{MINUTE, Quota, SharedRates, Taken},
     refused::Refused,
+    relay::{TextPiece, TextPlace, TextRelay},
     service_time::{Kind, Times},
     submit::{Accepted, Submission},
 };

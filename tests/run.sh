@@ -26,8 +26,12 @@ has prlimit && has unshare || packages+=(util-linux)
 has mkfs.ext4 || packages+=(e2fsprogs)
 has mount && has losetup || packages+=(mount)
 has kill || packages+=(procps)
-# The tests of several nodes start a PostgreSQL of their own.
+# The tests of several nodes start a PostgreSQL and a Redis of their own.
 [ -d /usr/lib/postgresql ] || packages+=(postgresql)
+has redis-server || has valkey-server || packages+=(redis-server)
+# They also meet a pooler, and clocks that are off.
+[ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer)
+has faketime || packages+=(faketime)
 # Other implementations, in Python, are asked about ours.
 python3 -c "import ensurepip" 2>/dev/null || packages+=(python3 python3-venv)
 has flock || packages+=(util-linux)

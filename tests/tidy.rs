@@ -14,7 +14,7 @@ const LAYERS: [(&str, &str); 24] = [
     ("cli", "app http::openapi analysis claude::simulator store::archive job"),
     (
         "app",
-        "http auth dashboard dispatch worker sweeper webhook agent queue audit history registry store store::sled store::postgres limits prompts claude analysis ledger job",
+        "http auth dashboard dispatch worker sweeper webhook redis agent queue audit history registry store store::sled store::postgres limits prompts claude analysis ledger job",
     ),
     // All nodes of a cluster in one test.
     ("simulation", "dispatch worker sweeper agent queue registry store limits ledger claude job"),
@@ -25,6 +25,7 @@ const LAYERS: [(&str, &str); 24] = [
     ("worker", "agent queue limits job"),
     ("sweeper", "queue history job"),
     ("webhook", "queue registry store analysis job"),
+    ("redis", "queue job"),
     ("auth", "registry job"),
     ("agent", "prompts claude analysis job"),
     ("queue", "audit history registry store ids ledger job"),

@@ -10,6 +10,7 @@ use crate::{
     config::ConfigError,
     prompts::PromptError,
     queue::QueueError,
+    redis,
     registry::Unavailable,
     store::{postgres, sled::OpenError},
     webhook::secrets::SecretsError,
@@ -29,6 +30,8 @@ pub enum StartError {
     Store(#[from] OpenError),
     #[error(transparent)]
     Database(#[from] postgres::OpenError),
+    #[error(transparent)]
+    Redis(#[from] redis::OpenError),
     #[error("the jobs of the last run can't be recovered: {0}")]
     Recovery(QueueError),
     #[error("what the last run stored besides jobs can't be read: {0}")]
@@ -99,6 +102,7 @@ impl StartError {
             | StartError::Keys(_)
             | StartError::Tokens(_)
             | StartError::WebhookSecrets(_)
+            | StartError::Redis(_)
             | StartError::HalfMoved { .. }
             | StartError::Webhooks(_)
             | StartError::NoModel { .. }

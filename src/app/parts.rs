@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use secrecy::ExposeSecret;
+
 use super::{error::StartError, machine};
 use crate::{
     agent::{
@@ -30,7 +32,8 @@ use crate::{
     },
     metrics::Metrics,
     prompts::Prompts,
-    queue::{Policy, retry::RetryBounds},
+    queue::{Policy, SharedRates, TextRelay, retry::RetryBounds},
+    redis::Redis,
     store::sled::SledConfig,
     sweeper::disk::DiskWatch,
 };
@@ -134,6 +137,17 @@ pub(super) fn client(settings: &Settings, access: GatewayAccess) -> ClientConfig
     }
 }
 
+/// What nodes of a database must have in common.
+pub(super) fn common_settings(settings: &Settings) -> Vec<(&'static str, &str)> {
+    let secrets = [
+        ("ADMIN_TOKEN", &settings.admin_token),
+        ("WEBHOOK_SECRET", &settings.webhook_secret),
+        ("ANTHROPIC_API_KEY", &settings.anthropic_api_key),
+        ("API_KEYS", &settings.api_keys),
+    ];
+    secrets.map(|(name, value)| (name, value.as_ref().map_or("", |value| value.expose_secret()))).into()
+}
+
 pub(super) fn agent(settings: &Settings, claude: Claude, prompts: Prompts) -> Agent {
     let config = AgentConfig {
         model: settings.model().to_owned(),
@@ -171,6 +185,21 @@ pub(super) fn workers(settings: &Settings) -> usize {
     settings.workers.unwrap_or(MAX_CALLS_AT_ONCE)
 }
 
+/// What nodes share besides the database. The admin token is the same on all of them.
+pub(super) async fn redis(settings: &Settings, metrics: &Metrics) -> Result<Option<Arc<Redis>>, StartError> {
+    let (Some(url), Some(secret)) = (&settings.redis_url, &settings.admin_token) else { return Ok(None) };
+    Ok(Some(Redis::open(url, secret, metrics.clone()).await?))
+}
+
+/// The policy of a node that shares quotas and the text of attempts.
+pub(super) fn shared(policy: Policy, redis: Option<&Arc<Redis>>) -> Policy {
+    Policy {
+        shared_rates: redis.map(|redis| Arc::clone(redis) as Arc<dyn SharedRates>),
+        text_relay: redis.map(|redis| Arc::clone(redis) as Arc<dyn TextRelay>),
+        ..policy
+    }
+}
+
 /// The name of this node, which no other live node has.
 pub(super) fn node(settings: &Settings, address: SocketAddr) -> String {
     match settings.database_url {
@@ -206,6 +235,8 @@ pub(super) fn policy(
         max_scheduled: settings.max_queued_jobs.div_ceil(SCHEDULED_SHARE),
         max_pending_per_caller: settings.max_queued_jobs.div_ceil(CALLER_SHARE),
         submits_per_minute: NonZeroU32::new(settings.submits_per_minute),
+        shared_rates: None,
+        text_relay: None,
         background_share: BACKGROUND_SHARE,
         retries: RetryBounds {
             other: settings.max_retries,

@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
+const SCHEMES: [&str; 2] = ["postgres", "postgresql"];
 
 /// Bytes of lines that are restored together, or one larger record, and most records.
 const BATCH_BYTES: usize = 4 << 20;
@@ -60,6 +60,8 @@ pub enum TransferError {
     Folder(#[from] sled::OpenError),
     #[error("{0}: {1}")]
     Database(Place, postgres::OpenError),
+    #[error("can't use {0}: {1}")]
+    Unreachable(Place, String),
     #[error("{0} is in use: nodes of a service are connected to it. Stop all nodes, then repeat the command")]
     InUse(Place),
     #[error(
@@ -106,12 +108,12 @@ pub struct Transferred {
 }
 
 impl Place {
-    /// A URL of PostgreSQL, or else a folder.
-    pub fn parse(text: &str) -> Place {
-        if SCHEMES.iter().any(|scheme| text.starts_with(scheme)) {
-            Place::Database(text.into())
-        } else {
-            Place::Folder(text.into())
+    /// A URL of PostgreSQL, or a folder; `None` for another URL.
+    pub fn parse(text: &str) -> Option<Place> {
+        match text.split_once("://") {
+            Some((scheme, _)) if SCHEMES.contains(&scheme) => Some(Place::Database(text.into())),
+            Some(_) => None,
+            None => Some(Place::Folder(text.into())),
         }
     }
 
@@ -307,8 +309,11 @@ impl Open {
                 Arc::new(task::spawn_blocking(move || SledStore::open(config, clock, Metrics::new())).await??)
             }
             Place::Database(url) => {
-                let failed = |error| TransferError::Database(place.clone(), error);
-                let store = PostgresStore::open(url, clock.clone(), Metrics::new()).await.map_err(failed)?;
+                let failed = |error| match error {
+                    postgres::OpenError::Connect(reason) => TransferError::Unreachable(place.clone(), reason),
+                    error => TransferError::Database(place.clone(), error),
+                };
+                let store = PostgresStore::open(url, &[], clock.clone(), Metrics::new()).await.map_err(failed)?;
                 let store = Arc::new(store);
                 let open =
                     Open { place: place.clone(), store: store.clone(), clock: clock.clone(), database: Some(store) };

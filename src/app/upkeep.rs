@@ -25,6 +25,7 @@ use crate::{
     ledger::{Day, Sums, UNKNOWN_MODEL, dollars},
     limits::{Limits, Tokens, budget::Room},
     queue::Operations,
+    redis::Redis,
     registry::{Live, Registry, Unavailable},
     store::Ledger,
 };
@@ -176,6 +177,15 @@ pub(super) fn notes(planner: &Planner, now: Timestamp) -> Vec<Note> {
         message: format!("the list price of {model} ({as_of}) is {OLD_PRICE}"),
     };
     planner.outdated_prices(&now.date()).map(note).collect()
+}
+
+pub(super) fn redis_note(redis: &Redis) -> Option<Note> {
+    let trouble = redis.trouble()?;
+    let message = format!(
+        "Redis of REDIS_URL can't be used, so each node counts quotas for itself, and the text of running attempts comes on \
+         their own nodes only: {trouble}"
+    );
+    Some(Note { field: "redis", code: "redis_unavailable", message })
 }
 
 fn schema_digest() -> String {

@@ -33,6 +33,7 @@ impl LocalService {
         make_folder(&settings.data_dir)?;
         // Or it would join the nodes of a real service, and answer its questions.
         settings.database_url = None;
+        settings.redis_url = None;
         let simulator = match settings.anthropic_api_key {
             Some(_) => None,
             None => {

@@ -5,15 +5,13 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Context;
-use secrecy::ExposeSecret;
-
 use super::terminal;
 use crate::{
     app::transfer::{self, Place, Transferred},
     config::Settings,
     store::archive::{Count, Tally},
 };
+use anyhow::Context;
 
 /// Stands for the setting of this name.
 const FROM_SETTING: &str = "DATABASE_URL";
@@ -61,13 +59,13 @@ impl Move {
 
 /// The place that an option names.
 pub(super) fn place(option: &str, text: &str, settings: &Settings) -> anyhow::Result<Place> {
+    // Without the value, which may hold a password.
+    let wrong = || format!("{option}: not a folder, and not a URL such as postgres://USER:PASSWORD@HOST/DATABASE");
     if text != FROM_SETTING {
-        return Ok(Place::parse(text));
+        return Place::parse(text).with_context(wrong);
     }
-    let url = settings.database_url.as_ref().map(|url| Place::parse(url.expose_secret()));
-    url.with_context(|| {
-        format!("{option} {FROM_SETTING}: this setting is not set. Set it in the environment or in .env")
-    })
+    let unset = || format!("{option} {FROM_SETTING}: this setting is not set. Set it in the environment or in .env");
+    Ok(Place::Database(settings.database_url.clone().with_context(unset)?))
 }
 
 /// Writes a line each time that so many more jobs are done.

@@ -22,6 +22,11 @@ pub enum ConfigError {
     Placeholder { name: &'static str, instead: &'static str },
     #[error("DATABASE_URL needs {name} to be set, to the same value on every node: make one with `{make}`")]
     NeededByCluster { name: &'static str, make: &'static str },
+    #[error(
+        "REDIS_URL is set, but DATABASE_URL is not. One node on its own disk needs no Redis: set DATABASE_URL to share a \
+         database with other nodes, or remove REDIS_URL"
+    )]
+    RedisAlone,
     /// Without the address, which may hold a password.
     #[error(
         "{name}: {problem}. Use a proxy of the scheme http, https, socks4, socks4a, socks5 or socks5h, for example \

@@ -159,12 +159,28 @@ fn an_unfit_secret_is_refused_by_name_and_never_shown() {
         ("ADMIN_TOKEN", SECRET[..15].to_owned()),
         ("ADMIN_TOKEN", format!("{SECRET}密")),
         ("ANTHROPIC_BASE_URL", format!("https://me:{SECRET}@gateway.example")),
+        ("REDIS_URL", format!("http://:{SECRET}@redis.example")),
+        ("REDIS_URL", format!("redis:{SECRET}")),
     ];
     for (name, value) in cases {
         let error = refusal(&[&format!("--{}={value}", name.to_lowercase().replace('_', "-"))]);
         assert!(error.contains(name) && error.contains("must be"), "{error}");
         assert!(!error.contains("sk-ant"), "{error}");
     }
+}
+
+#[test]
+fn redis_without_a_database_is_refused_because_the_nodes_would_share_no_jobs() {
+    let error = refusal(&["--redis-url=redis://redis.example"]);
+    assert!(error.contains("REDIS_URL is set, but DATABASE_URL is not"), "{error}");
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=";
+    let settings = parse(&[
+        "--redis-url=rediss://:s3cret@redis.example:6380/1",
+        "--database-url=postgres://db.example/ceoagent",
+        "--admin-token=0f8a2c51b7d94e36",
+        &format!("--webhook-secret={secret}"),
+    ]);
+    assert!(settings.unwrap().redis_url.is_some());
 }
 
 #[test]
@@ -375,7 +391,7 @@ fn there_are_few_settings_and_the_seeds_come_first() {
         "MAX_RETRIES",
     ];
     assert_eq!(usual[..seeds.len()], seeds);
-    assert!(usual.len() <= 20 && further.len() <= 16, "{usual:?} {further:?}");
+    assert!(usual.len() <= 20 && further.len() <= 17, "{usual:?} {further:?}");
 }
 
 #[test]

@@ -179,7 +179,7 @@ async fn authenticate(parts: &Parts, api: &Api, needed: Scope) -> Result<Identit
         Err(error @ Refused::Unavailable) => return Err(Unavailable(error.to_string()).into()),
         // Without API keys callers are anonymous, but admin routes still need a token.
         _ if header.is_none() => ("missing", Problem::new(UNAUTHORIZED, Refused::Missing.to_string())),
-        _ => match api.failures.count(address(parts, api)) {
+        _ => match api.failures.count(address(parts, api)).await {
             Ok(()) => ("wrong", Problem::new(UNAUTHORIZED, Refused::Wrong.to_string())),
             Err(too_many) => ("too_many", too_many),
         },

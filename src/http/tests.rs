@@ -63,7 +63,7 @@ async fn api_in(outage: Option<Outage>, closing: &CancellationToken) -> Api {
         store,
         memory: MemoryBudget::new(64 << 20),
         refusals: observe::RefusalLog::default(),
-        failures: Failures::default(),
+        failures: Failures::new(None),
         trusted_proxies: Arc::default(),
         cors_origins: Vec::new(),
         public_url: None,

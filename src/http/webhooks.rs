@@ -172,7 +172,7 @@ pub(super) async fn test(
         api.callbacks.check(&url).map_err(wrong)?;
         Ok(url)
     })?;
-    let charged = api.operations.charge(by);
+    let charged = api.operations.charge(by).await;
     api.show_quota(by);
     charged?;
     let busy = || Problem::new(SERVER_BUSY, "too many test webhooks are being sent; try again soon");

@@ -5,17 +5,14 @@
 //! The floor of disk space lies well above zero, so that what was accepted still fits when nothing new does: claims,
 //! answers, and what the store needs to open again. The sweeper measures it.
 
-use std::{
-    collections::HashMap,
-    num::NonZeroU32,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::Duration,
-};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::refused::{Refused, Shortage};
+use super::{
+    rates::Rates,
+    refused::{Refused, Shortage},
+};
 use crate::job::caller::{self, Caller, Kind};
 
 /// This part of the queue is reserved for callers with a name and operators, ...
@@ -23,11 +20,6 @@ const NAMED_PART: usize = 10;
 
 /// ... and this part of it for operators alone.
 const OPERATOR_PART: usize = 100;
-
-/// Callers whose quota is full again are forgotten above this number. Each takes about 50 bytes.
-const MAX_REMEMBERED: usize = 10_000;
-
-const MINUTE: Duration = Duration::from_mins(1);
 
 /// Jobs that are about to become pending together, and what is pending at this moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +30,8 @@ pub(super) struct Admission {
     pub(super) owner: Caller,
     /// Jobs wanted, those included that have their answer already.
     pub(super) submits: usize,
+    /// They are counted already, by all nodes together.
+    pub(super) is_counted: bool,
     /// Jobs that become pending.
     pub(super) jobs: usize,
     /// Those of them that are for later.
@@ -51,7 +45,6 @@ pub(super) struct Admission {
 }
 
 /// The bounds.
-#[derive(Debug)]
 pub(super) struct Bounds {
     pub(super) max_pending: usize,
     pub(super) max_scheduled: usize,
@@ -70,7 +63,8 @@ impl Bounds {
         if let Some(shortage) = self.disk_space.shortage() {
             return Err(Refused::StorageLow(shortage));
         }
-        let Admission { by, owner, submits, jobs, scheduled, pending, pending_scheduled, pending_of_owner } = *asked;
+        let Admission { by, owner, submits, is_counted, jobs, scheduled, pending, pending_scheduled, pending_of_owner } =
+            *asked;
         let (kind, max) = (caller::kind(by), self.max_pending);
         let limit = match kind {
             Kind::Operator => max,
@@ -89,82 +83,13 @@ impl Bounds {
         if jobs > 0 && is_bounded && pending_of_owner.saturating_add(jobs) > limit {
             return Err(Refused::CallerFull { pending: pending_of_owner, more: jobs, limit });
         }
-        if kind == Kind::Operator { Ok(()) } else { self.rates.take(by, submits, Instant::now()) }
-    }
-
-    /// Takes one submission from the caller's quota.
-    pub(super) fn charge(&self, by: Caller, now: Instant) -> Result<(), Refused> {
-        if caller::kind(by) == Kind::Operator { Ok(()) } else { self.rates.take(by, 1, now) }
+        if is_counted { Ok(()) } else { self.rates.take(by, submits, Instant::now()) }
     }
 
     /// The used share of the places, of all or of those for jobs for later, whichever is larger.
     pub(super) fn used(&self, pending: usize, pending_scheduled: usize) -> f64 {
         let share = |used: usize, of: usize| used as f64 / of as f64;
         share(pending, self.max_pending).max(share(pending_scheduled, self.max_scheduled))
-    }
-}
-
-/// Submissions a minute of each caller: a bucket of a minute's quota that refills evenly.
-#[derive(Debug)]
-pub(super) struct Rates {
-    per_minute: Option<NonZeroU32>,
-    callers: Mutex<Callers>,
-}
-
-#[derive(Debug, Default)]
-struct Callers {
-    /// When the caller's quota is full again.
-    full_at: HashMap<Caller, Instant>,
-    /// Above this number, those whose quota is full are forgotten.
-    forget_above: usize,
-}
-
-/// What is left of a caller's quota.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quota {
-    pub per_minute: NonZeroU32,
-    pub left: u32,
-    /// When it is full again.
-    pub full_in: Duration,
-}
-
-impl Rates {
-    /// `None` is no limit.
-    pub(super) fn new(per_minute: Option<NonZeroU32>) -> Rates {
-        Rates { per_minute, callers: Mutex::default() }
-    }
-
-    fn take(&self, who: Caller, submits: usize, now: Instant) -> Result<(), Refused> {
-        let Some(per_minute) = self.per_minute else { return Ok(()) };
-        let limit = per_minute.get();
-        let Some(count) = u32::try_from(submits).ok().filter(|count| *count <= limit) else {
-            return Err(Refused::BatchTooLarge { jobs: submits, limit });
-        };
-        let mut callers = self.callers.lock();
-        if callers.full_at.len() > callers.forget_above.max(MAX_REMEMBERED) {
-            callers.full_at.retain(|_, full_at| *full_at > now);
-            callers.forget_above = 2 * callers.full_at.len();
-        }
-        let full_at = callers.full_at.get(&who).map_or(now, |full_at| (*full_at).max(now));
-        let full_at = full_at + MINUTE.mul_f64(f64::from(count) / f64::from(limit));
-        let full_in = full_at - now;
-        if full_in > MINUTE + Duration::from_micros(1) {
-            return Err(Refused::TooFast { limit, retry_after: full_in - MINUTE });
-        }
-        callers.full_at.insert(who, full_at);
-        Ok(())
-    }
-
-    /// What is left of a caller's quota, if there is a limit.
-    pub(super) fn quota(&self, who: Caller, now: Instant) -> Option<Quota> {
-        let per_minute = self.per_minute?;
-        let full_at = self.callers.lock().full_at.get(&who).copied();
-        let full_in = full_at.map_or(Duration::ZERO, |full_at| full_at.saturating_duration_since(now));
-        // Less than a microsecond is a rounding error.
-        let nanos = full_in.saturating_sub(Duration::from_micros(1)).as_nanos();
-        let missing = (nanos * u128::from(per_minute.get())).div_ceil(MINUTE.as_nanos());
-        let missing = u32::try_from(missing).unwrap_or(u32::MAX);
-        Some(Quota { per_minute, left: per_minute.get().saturating_sub(missing), full_in })
     }
 }
 

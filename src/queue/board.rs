@@ -242,7 +242,8 @@ impl Board {
         }
     }
 
-    /// Asks the bounds whether jobs of `owner` may become pending, and counts them from now on if they may.
+    /// Asks the bounds whether jobs of `owner` may become pending, and counts them from now on if they may. `is_counted`: the
+    /// quota that the nodes share has counted them as submissions of `by`.
     ///
     /// # Errors
     /// [`Refused`].
@@ -251,6 +252,7 @@ impl Board {
         bounds: &Bounds,
         (by, owner): (Caller, Caller),
         jobs: &[&Job],
+        is_counted: bool,
     ) -> Result<Arrivals, Refused> {
         let mut state = self.state.lock();
         let pending = || jobs.iter().filter(|job| !job.state.is_final() && !state.jobs.contains_key(&job.id));
@@ -258,6 +260,7 @@ impl Board {
             by,
             owner,
             submits: jobs.len(),
+            is_counted,
             jobs: pending().count(),
             scheduled: pending().filter(|job| job.is_timed).count(),
             pending: state.jobs.len() + state.arriving.len(),

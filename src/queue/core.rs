@@ -10,7 +10,7 @@ use std::{
 
 use tracing::info;
 
-use super::{board::Arrivals, error::QueueError, handles::Inner};
+use super::{board::Arrivals, error::QueueError, handles::Inner, refused::Refused};
 use crate::{
     clock::Timestamp,
     digest::sha256,
@@ -109,9 +109,27 @@ impl Inner {
         let (now, job) = (self.now(), self.find(id).await?);
         let event = JobEvent::Requeue { run_at: now };
         let after = job.apply(&event, now).map_err(StoreError::from)?;
-        let arrivals = self.board.admit(&self.bounds, (by, job.caller), &[&after])?;
+        let arrivals = self.admit((by, job.caller), &[&after]).await?;
         let queue = Arc::clone(self);
         store_admitted(arrivals, async move { queue.transition(id, event).await.map(drop) }).await
+    }
+
+    /// Asks the bounds whether jobs of `owner` may become pending, as submissions of `by`.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub(super) async fn admit(
+        self: &Arc<Self>,
+        (by, owner): (Caller, Caller),
+        jobs: &[&Job],
+    ) -> Result<Arrivals, Refused> {
+        let rates = &self.bounds.rates;
+        let is_counted = rates.take_shared(by, jobs.len()).await?;
+        let admitted = self.board.admit(&self.bounds, (by, owner), jobs, is_counted);
+        if is_counted && admitted.is_err() {
+            rates.put_back(by, jobs.len()).await;
+        }
+        admitted
     }
 
     /// Has the clients of a job take the place that its state calls for.

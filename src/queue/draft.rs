@@ -15,6 +15,8 @@ const MAX_DRAFT_BYTES: usize = 256 << 10;
 #[derive(Debug)]
 pub struct Draft {
     pub(super) attempt: u32,
+    /// The attempt runs on another node. The text may be behind what a follower has read there.
+    is_copy: bool,
     /// When the attempt was claimed.
     begun_at: Instant,
     text: Mutex<String>,
@@ -34,11 +36,17 @@ impl Draft {
     pub(super) fn new(attempt: u32) -> Draft {
         Draft {
             attempt,
+            is_copy: false,
             begun_at: Instant::now(),
             text: Mutex::default(),
             times: Mutex::default(),
             grown: Notify::new(),
         }
+    }
+
+    /// The text of an attempt on another node.
+    pub(super) fn copy(attempt: u32) -> Draft {
+        Draft { is_copy: true, ..Draft::new(attempt) }
     }
 
     /// How far the attempt has come.
@@ -70,11 +78,26 @@ impl Draft {
         self.grown.notify_waiters();
     }
 
-    /// What follows the first `seen` bytes, if anything does. A place that never was counts as the start.
+    /// What follows the first `seen` bytes, if anything does. A place that can't be in the text counts as the start.
     pub(super) fn after(&self, seen: usize) -> Option<(usize, String)> {
         let text = self.text.lock();
+        if self.is_copy && (text.len()..=MAX_DRAFT_BYTES).contains(&seen) {
+            return None;
+        }
         let (start, rest) = text.get(seen..).map_or((0, text.as_str()), |rest| (seen, rest));
         (!rest.is_empty()).then(|| (start, rest.to_owned()))
+    }
+
+    /// At most `most` bytes of what follows the first `from`, without a part of a character.
+    pub(super) fn piece(&self, from: usize, most: usize) -> Option<String> {
+        let text = self.text.lock();
+        let rest = text.get(from..)?;
+        let piece = &rest[..rest.floor_char_boundary(most)];
+        (!piece.is_empty()).then(|| piece.to_owned())
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.text.lock().len()
     }
 }
 
@@ -92,6 +115,25 @@ mod tests {
         assert_eq!(draft.after(4), None);
         assert_eq!(draft.after(1), Some((0, "数a".to_owned())), "within a character");
         assert_eq!(draft.after(99), Some((0, "数a".to_owned())), "of another life");
+    }
+
+    #[test]
+    fn a_copy_that_is_behind_a_follower_gives_nothing_until_it_has_caught_up() {
+        let draft = Draft::copy(1);
+        draft.push("数");
+        assert_eq!(draft.after(4), None);
+        draft.push("ab");
+        assert_eq!(draft.after(4), Some((4, "b".to_owned())));
+        assert_eq!(draft.after(MAX_DRAFT_BYTES + 1), Some((0, "数ab".to_owned())), "no text has so many bytes");
+    }
+
+    #[test]
+    fn a_piece_ends_with_a_whole_character() {
+        let draft = Draft::new(1);
+        draft.push("a数b");
+        assert_eq!(draft.piece(0, 3), Some("a".to_owned()));
+        assert_eq!(draft.piece(1, 3), Some("数".to_owned()));
+        assert_eq!((draft.piece(5, 3), draft.piece(2, 3)), (None, None));
     }
 
     #[test]

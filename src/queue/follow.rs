@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{core::WAIT_POLL, error::QueueError, handles::Queue, wait::Interest};
+use super::{core::WAIT_POLL, draft::Draft, error::QueueError, handles::Queue, wait::Interest};
 use crate::job::{Job, JobId, JobRecord, JobStatus};
 
 /// Pieces of text are at least so far apart: faster than anybody reads, slower than tokens come.
@@ -50,6 +50,8 @@ pub struct Follower {
     interest: Interest,
     seen: Seen,
     next_piece_at: Instant,
+    /// The text of an attempt that runs on another node. It is read as long as somebody holds it.
+    copy: Option<Arc<Draft>>,
 }
 
 impl Queue {
@@ -60,7 +62,7 @@ impl Queue {
     pub async fn follow(&self, id: JobId, seen: Seen) -> Result<Follower, QueueError> {
         let interest = self.0.followers.register(id);
         self.0.find(id).await?;
-        Ok(Follower { queue: self.clone(), id, interest, seen, next_piece_at: Instant::now() })
+        Ok(Follower { queue: self.clone(), id, interest, seen, next_piece_at: Instant::now(), copy: None })
     }
 }
 
@@ -83,6 +85,17 @@ impl Follower {
     fn note(&mut self, job: &Job) {
         let bytes = if job.attempt == self.seen.attempt { self.seen.bytes } else { 0 };
         self.seen = Seen { attempt: job.attempt, status: Some(job.status(self.queue.now())), bytes };
+    }
+
+    /// What has come of the text of the job's attempt, if it can be read here.
+    fn draft(&mut self, job: &Job) -> Option<Arc<Draft>> {
+        let own = self.queue.0.running.draft(self.id).filter(|draft| draft.attempt == job.attempt);
+        let is_elsewhere = own.is_none() && job.owner.is_some_and(|owner| owner != self.queue.0.policy.owner);
+        self.copy = self.copy.take().filter(|copy| is_elsewhere && copy.attempt == job.attempt);
+        if is_elsewhere && self.copy.is_none() {
+            self.copy = self.queue.0.relay.as_ref().map(|relay| relay.copy(self.id, job.attempt));
+        }
+        own.or_else(|| self.copy.clone())
     }
 
     /// The next piece of news, as soon as there is one; `None` after the end, or when the service shuts down. Dropping
@@ -111,7 +124,7 @@ impl Follower {
             if job.state.is_final() || queue.is_closing() {
                 return Ok(None);
             }
-            let draft = queue.0.running.draft(self.id).filter(|draft| draft.attempt == job.attempt);
+            let draft = self.draft(&job);
             let grown = draft.as_ref().map(|draft| draft.grown.notified());
             let is_time = Instant::now() >= self.next_piece_at;
             if is_time && let Some((start, text)) = draft.as_ref().and_then(|draft| draft.after(self.seen.bytes)) {

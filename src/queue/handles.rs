@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admission::{Bounds, DiskSpace, Rates},
+    admission::{Bounds, DiskSpace},
     board::Board,
     claim::Standby,
     error::QueueError,
@@ -15,6 +15,8 @@ use super::{
     order::Order,
     pause::Switch,
     policy::Policy,
+    rates::Rates,
+    relay::Relay,
     service_time::ServiceTime,
     wait::{Running, Waiters},
 };
@@ -56,6 +58,8 @@ pub(super) struct Inner {
     pub(super) followers: Arc<Waiters>,
     pub(super) order: Arc<Order>,
     pub(super) running: Arc<Running>,
+    /// Text of attempts on other nodes, and the way of ours to them.
+    pub(super) relay: Option<Relay>,
     /// Signalled when a job is ready.
     pub(super) ready: Arc<Notify>,
     pub(super) standby: Mutex<Option<Weak<dyn Standby>>>,
@@ -92,10 +96,11 @@ impl Queue {
             max_pending: policy.max_pending,
             max_scheduled: policy.max_scheduled,
             max_pending_per_caller: policy.max_pending_per_caller,
-            rates: Rates::new(policy.submits_per_minute),
+            rates: Rates::new(policy.submits_per_minute, policy.shared_rates.clone()),
             disk_space: DiskSpace::default(),
             is_folder_gone: AtomicBool::new(false),
         };
+        let relay = policy.text_relay.clone().map(Relay::new);
         let ready = Arc::<Notify>::default();
         let paused = Arc::new(Switch::load(registry, Arc::clone(&ready)).await?);
         let board = Arc::new(Board::new(clock.clone(), Arc::clone(&ready)));
@@ -111,6 +116,7 @@ impl Queue {
             followers: Arc::default(),
             order: Arc::default(),
             running: Arc::default(),
+            relay,
             ready,
             standby: Mutex::default(),
             service_time: ServiceTime::default(),

@@ -3,10 +3,10 @@
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    admission::Quota,
     core::{WAIT_POLL, add_caller_digest},
     error::QueueError,
     handles::Queue,
+    rates::Quota,
 };
 use crate::{
     clock::Timestamp,

@@ -78,7 +78,7 @@ impl Operations {
             new.extend(self.0.store.find(job.id).await?.is_none().then_some(job));
         }
         // An operator brings them, whosever they are.
-        let arrivals = self.0.board.admit(&self.0.bounds, (caller::operator(), None), &new)?;
+        let arrivals = self.0.admit((caller::operator(), None), &new).await?;
         let store = Arc::clone(&self.0.store);
         if !keys.is_empty() {
             self.0.store.add_keys(keys).await?;

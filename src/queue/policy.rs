@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{outlook::Allowance, retry::RetryBounds};
+use super::{outlook::Allowance, rates::SharedRates, relay::TextRelay, retry::RetryBounds};
 use crate::{
     clock::Timestamp,
     digest::Lane,
@@ -42,6 +42,10 @@ pub struct Policy {
     pub max_pending_per_caller: usize,
     /// Most submissions and retries a minute of one caller; `None` is no limit.
     pub submits_per_minute: Option<NonZeroU32>,
+    /// Where several nodes count them together.
+    pub shared_rates: Option<Arc<dyn SharedRates>>,
+    /// How the text of running attempts comes to other nodes.
+    pub text_relay: Option<Arc<dyn TextRelay>>,
     /// One in so many claims goes to jobs whose clients did not ask to wait, even while other clients wait.
     pub background_share: u32,
     /// How often a job is tried again.
@@ -79,6 +83,8 @@ impl Policy {
             max_scheduled: usize::MAX,
             max_pending_per_caller: usize::MAX,
             submits_per_minute: None,
+            shared_rates: None,
+            text_relay: None,
             background_share: 5,
             retries: RetryBounds {
                 other: 0,

@@ -166,7 +166,7 @@ impl Queue {
         if !is_replay && let Some(answered) = self.cached_answer(&job, &request, now).await? {
             return Ok((self.accept_answered(answered).await?, None));
         }
-        let arrivals = if is_replay { Arrivals::default() } else { self.admit(&[&job])? };
+        let arrivals = if is_replay { Arrivals::default() } else { self.admit(&[&job]).await? };
         // Before the job is there, so that it has its place from its first moment. It is given up with this future.
         let enter = |id| Some(self.0.order.enter(id, caller, Kind::of(&request, true), hold_until?));
         let waiting = enter(job.id);
@@ -232,14 +232,14 @@ impl Queue {
     }
 
     /// Asks the bounds of their caller whether these jobs may be accepted.
-    fn admit(&self, jobs: &[&Job]) -> Result<Arrivals, Refused> {
+    async fn admit(&self, jobs: &[&Job]) -> Result<Arrivals, Refused> {
         let caller = jobs.first().and_then(|job| job.caller);
-        self.0.board.admit(&self.0.bounds, (caller, caller), jobs)
+        self.0.admit((caller, caller), jobs).await
     }
 
     /// Accepts a job that has its answer already.
     async fn accept_answered(&self, record: JobRecord) -> Result<Accepted, QueueError> {
-        let arrivals = self.admit(&[&record.job])?;
+        let arrivals = self.admit(&[&record.job]).await?;
         let inserted = self.insert_all(vec![record.clone()], arrivals).await?;
         if let Some(Insertion::Existing(id)) = inserted.first() {
             let record = self.0.store.get(*id).await?.ok_or(QueueError::Removed(*id))?;
@@ -283,7 +283,8 @@ impl Queue {
             jobs.push(answered.unwrap_or_else(|| JobRecord::fresh(job, request)));
         }
         let accepted: Vec<Job> = jobs.iter().map(|record| record.job.clone()).collect();
-        let arrivals = if is_replay { Arrivals::default() } else { self.admit(&accepted.iter().collect::<Vec<_>>())? };
+        let new: Vec<&Job> = accepted.iter().collect();
+        let arrivals = if is_replay { Arrivals::default() } else { self.admit(&new).await? };
         let inserted = self.insert_all(jobs, arrivals).await?;
         let mut existing = Vec::new();
         for insertion in inserted {

@@ -2,6 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
+use futures_util::future::try_join_all;
 use tracing::{error, info, warn};
 
 use super::{error::QueueError, handles::WorkQueue, refused::Refused};
@@ -27,10 +28,13 @@ impl WorkQueue {
         let owner = self.0.policy.owner;
         let mut orphans = self.0.board.running();
         orphans.retain(|job| job.owner.is_none_or(|other| owner.follows(other)));
-        for job in &orphans {
-            if let JobState::Running { lease_until } = job.state {
-                self.expire(job, lease_until, "the process ended").await?;
-            }
+        // Together, so that few commits hold them.
+        for some in orphans.chunks(SWEEP_STEP) {
+            let ended = some.iter().map(async |job| match job.state {
+                JobState::Running { lease_until } => self.expire(job, lease_until, "the process ended").await.map(drop),
+                _ => Ok(()),
+            });
+            try_join_all(ended).await?;
         }
         Ok(orphans.len())
     }

@@ -201,6 +201,11 @@ impl Running {
         self.own.lock().get(&id).map(|under_way| Arc::clone(&under_way.draft))
     }
 
+    /// What has come of the answers of all attempts in this process.
+    pub(super) fn drafts(&self) -> Vec<(JobId, Arc<Draft>)> {
+        self.own.lock().iter().map(|(id, under_way)| (*id, Arc::clone(&under_way.draft))).collect()
+    }
+
     /// How many there are in this process.
     pub(super) fn own(&self) -> usize {
         self.own.lock().len()

@@ -31,7 +31,7 @@ impl Operations {
             let status = record.job.status(self.0.now());
             return Err(QueueError::Conflict(format!("the job is {status}; its webhook is sent when it ends")));
         }
-        self.charge(by)?;
+        self.charge(by).await?;
         self.0.outbox.resend(id, self.0.now()).await?;
         self.0.ended.notify_one();
         self.0.get(id).await
@@ -41,7 +41,11 @@ impl Operations {
     ///
     /// # Errors
     /// [`QueueError::Refused`].
-    pub fn charge(&self, by: Caller) -> Result<(), QueueError> {
-        Ok(self.0.bounds.charge(by, Instant::now())?)
+    pub async fn charge(&self, by: Caller) -> Result<(), QueueError> {
+        let rates = &self.0.bounds.rates;
+        if !rates.take_shared(by, 1).await? {
+            rates.take(by, 1, Instant::now())?;
+        }
+        Ok(())
     }
 }

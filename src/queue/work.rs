@@ -68,6 +68,13 @@ impl WorkQueue {
         *self.0.standby.lock() = Some(standby);
     }
 
+    /// Exchanges the text of running attempts with the other nodes, until the service shuts down and no attempt is left.
+    pub async fn relay_texts(&self) {
+        if let Some(relay) = &self.0.relay {
+            relay.run(&self.0.running, &self.0.closing).await;
+        }
+    }
+
     /// Whether the store can't be used at the moment: then the end of a call could not be stored, and another node may be
     /// about to take over.
     pub fn is_store_down(&self) -> bool {

@@ -3,6 +3,7 @@
 //! - `connection`: connections, what must hold of the server, the schema
 //! - `seat`: which node makes the calls
 //! - `feed`: what other nodes changed
+//! - `peers`: what all nodes must have in common; `marks`: how they compare settings
 //! - `batch`: what changes make of jobs
 //! - `writer`: the one task of a node that changes anything; `session`: its connection
 //! - `columns`: what a batch writes
@@ -18,6 +19,8 @@ mod columns;
 mod connection;
 mod feed;
 mod listing;
+mod marks;
+mod peers;
 mod readers;
 mod seat;
 mod session;
@@ -51,7 +54,7 @@ use self::{
     state::State,
     writer::{Answer, Command, Lanes, Writer},
 };
-pub use self::{connection::OpenError, seat::Seat};
+pub use self::{connection::OpenError, marks::CommonSettings, seat::Seat};
 use super::{
     change,
     new_job::NewJob,
@@ -80,7 +83,7 @@ pub struct PostgresStore {
     shared: Arc<Shared>,
     /// `None` once the store is closed.
     lanes: Mutex<Option<Senders>>,
-    /// The writer, and the task of the seat, which ends with the store.
+    /// The writer, and the task of the seat and the peers, which ends with the store.
     tasks: Mutex<Option<(JoinHandle<()>, AbortOnDropHandle<()>)>>,
 }
 
@@ -95,8 +98,13 @@ impl PostgresStore {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub async fn open(url: &SecretString, clock: Clock, metrics: Metrics) -> Result<PostgresStore, OpenError> {
-        let database = Arc::new(Database::open(url).await?);
+    pub async fn open(
+        url: &SecretString,
+        common: &CommonSettings<'_>,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Result<PostgresStore, OpenError> {
+        let database = Arc::new(Database::open(url, common).await?);
         let shared = Arc::new(Shared {
             database: Arc::clone(&database),
             readers: Readers::new(database),
@@ -123,7 +131,11 @@ impl PostgresStore {
                 guard.disarm();
             }
         });
-        let asking = AbortOnDropHandle::new(tokio::spawn(seat::run(Arc::clone(&shared), changes.downgrade())));
+        let asking = AbortOnDropHandle::new(tokio::spawn({
+            let (seat, watching) =
+                (seat::run(Arc::clone(&shared), changes.downgrade()), peers::watch(Arc::clone(&shared)));
+            async move { _ = tokio::join!(seat, watching) }
+        }));
         Ok(PostgresStore {
             shared,
             lanes: Mutex::new(Some(Senders { changes, new })),
@@ -177,6 +189,10 @@ impl PostgresStore {
         change: impl FnOnce(&mut Batch) -> Result<T, StoreError> + Send + Sync + 'static,
     ) -> Result<T, StoreError> {
         let senders = self.lanes()?;
+        // A transaction that gets no answer would let clients wait until it is given up.
+        if let Some(reason) = self.shared.trouble() {
+            return Err(StoreError::Unavailable { reason });
+        }
         self.send(senders.new, needs, change).await
     }
 

@@ -72,7 +72,7 @@ const RECOVERY: (usize, usize) = (100_000, 5);
 /// The store in a folder, or in the database of a URL.
 async fn open_store(place: &str, metrics: Metrics) -> Arc<dyn Store> {
     if place.starts_with("postgres") {
-        return Arc::new(PostgresStore::open(&place.into(), Clock::system(), metrics).await.unwrap());
+        return Arc::new(PostgresStore::open(&place.into(), &[], Clock::system(), metrics).await.unwrap());
     }
     // The service's own cache.
     let config = SledConfig { path: Path::new(place).join("store"), cache_bytes: 64 << 20, keep_answers: false };
@@ -98,6 +98,8 @@ async fn open(place: &str, max_finished: usize) -> (Queue, Arc<dyn Store>, Cance
         max_scheduled: usize::MAX,
         max_pending_per_caller: usize::MAX,
         submits_per_minute: None,
+        shared_rates: None,
+        text_relay: None,
         background_share: 5,
         retries: RetryBounds {
             other: 3,

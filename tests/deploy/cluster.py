@@ -6,6 +6,7 @@ the shipped configuration in front. Streams events, kills the dispatcher, and st
 
 import contextlib
 import http.client
+import http.server
 import json
 import os
 import pathlib
@@ -59,7 +60,7 @@ def ask(port, path, body=None, address=CLIENT_ADDRESS, **headers):
         connection.request("GET" if body is None else "POST", path, text, {"content-type": "application/json", **headers})
         answer = connection.getresponse()
         text = answer.read().decode()
-        is_json = "json" in answer.headers["content-type"]
+        is_json = "json" in answer.headers.get("content-type", "")
         return answer.status, answer.headers, json.loads(text) if is_json else text
 
 
@@ -67,8 +68,12 @@ def is_ready(port):
     return ask(port, "/health/ready")[0] == 200
 
 
+def metric(port, name):
+    return re.search(f"^{name} (.*)$", ask(port, "/metrics")[2], re.M)[1]
+
+
 def is_dispatcher(port):
-    return "\nceoagent_dispatcher 1\n" in ask(port, "/metrics")[2]
+    return metric(port, "ceoagent_dispatcher") == "1"
 
 
 class Cluster:
@@ -106,7 +111,7 @@ class Cluster:
         assert not re.search(r"(bind|node\d) .*:8000$", config, re.M), config
         path = self.folder / "haproxy.cfg"
         path.write_text(config)
-        self.start(["haproxy", "-db", "-f", path])
+        return self.start(["haproxy", "-db", "-f", path])
 
     def start_node(self, port):
         folder = self.folder / f"node-{port}"
@@ -136,7 +141,7 @@ class Client(threading.Thread):
     def __init__(self, proxy, name):
         super().__init__(daemon=True)
         self.proxy, self.title, self.stopped = proxy, name, threading.Event()
-        self.accepted, self.refused, self.longest_gap = [], set(), 0.0
+        self.accepted, self.refused, self.longest_gap, self.is_done = [], set(), 0.0, False
 
     def run(self):
         last, number = time.monotonic(), 0
@@ -144,13 +149,55 @@ class Client(threading.Thread):
             question = {"query": f"Should {self.title} proceed with plan {number}?"}
             status, headers, answer = ask(
                 self.proxy, "/api/v1/analyze", question, **{"Idempotency-Key": f"{self.title}-{number}"})
-            if status == 202:
+            # 200: it was accepted before, and has ended since.
+            if status in (200, 202):
                 self.longest_gap, last = max(self.longest_gap, time.monotonic() - last), time.monotonic()
                 self.accepted.append(answer["id"])
                 number += 1
             else:
                 self.refused.add((status, answer["code"]))
                 time.sleep(0.05)
+        self.is_done = True
+
+
+class Abandoner(http.server.BaseHTTPRequestHandler):
+    """A node that is ready, takes each question, and ends before it answers."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.taken.append(self.path)
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+def check_repetition(cluster):
+    """A question that a node has taken goes to another node only if it has a key."""
+    with contextlib.ExitStack() as stack:
+        taken = []
+        for port in cluster.ports:
+            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", port), Abandoner))
+            server.taken = taken
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+        proxy = cluster.start_proxy()
+        until("readiness of the proxy", lambda: is_ready(cluster.proxy))
+        for path, headers, times in [
+            ("/api/v1/analyze", {}, 1),
+            ("/api/v1/analyze", {"Idempotency-Key": "1"}, 3),
+            ("/api/v1/admin/queue/pause", {"Idempotency-Key": "2"}, 1),
+        ]:
+            taken.clear()
+            status, _, problem = ask(cluster.proxy, path, {"query": "Who takes it?"}, **headers)
+            assert (status, problem["code"]) == (502, "node_lost") and taken == [path] * times, (status, problem, taken)
+        proxy.terminate()
+        proxy.wait(PATIENCE_SECONDS)
 
 
 def check_refusal(cluster):
@@ -172,14 +219,14 @@ def check_address(cluster):
 
 
 def check_stream(cluster):
-    """The first half of an answer arrives while Claude has not said the second."""
+    """The first event arrives while Claude still answers."""
     claude = cluster.claude
     claude.hold()
     _, _, job = ask(cluster.proxy, "/api/v1/analyze", {"query": "Should we stream?"})
     url = f"http://127.0.0.1:{cluster.proxy}/api/v1/jobs/{job['id']}/events"
     with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as stream:
         events = (line.decode().removeprefix("event: ").strip() for line in stream if line.startswith(b"event: "))
-        assert any(event == "progress" for event in events)
+        assert next(events) == "status"
         claude.release()
         assert any(event == "done" for event in events)
 
@@ -206,10 +253,12 @@ def check_loss(cluster):
         client.stopped.set()
     for client in clients:
         client.join(PATIENCE_SECONDS)
-    for client in clients:
+        assert client.is_done, f"{client.title} failed"
         for job in client.accepted:
             ended = until("the end of a job", lambda: has_ended(cluster.proxy, job))
             assert ended["status"] == "succeeded", ended
+    positions = lambda: {metric(port, "ceoagent_feed_position") for port in cluster.nodes}
+    until("the same news on all nodes", lambda: len(positions()) == 1 and positions() != {"0"})
     refused = set.union(*(client.refused for client in clients))
     assert all(status in (502, 503) for status, _ in refused), refused
     listed = [job["query"] for job in every_job(cluster.proxy) if "plan" in job["query"]]
@@ -248,6 +297,7 @@ def main(binary):
 
         cluster = Cluster(os.path.abspath(binary), folder, claude, start)
         try:
+            check_repetition(cluster)
             cluster.start_proxy()
             check_refusal(cluster)
             cluster.start_database()

@@ -4,7 +4,7 @@
 use std::{
     net::{TcpListener, TcpStream},
     os::unix::fs::chown,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -14,6 +14,7 @@ const USER: &str = "postgres";
 
 pub(crate) struct Postgres {
     folder: tempfile::TempDir,
+    data: PathBuf,
     port: u16,
     settings: Vec<String>,
     server: Option<Child>,
@@ -26,22 +27,53 @@ impl Postgres {
 
     /// With settings such as `fsync=off`.
     pub(crate) fn start_with(settings: &[&str]) -> Postgres {
-        let folder = tempfile::tempdir().unwrap();
-        if is_root() {
-            chown(folder.path(), Some(id_of("-u", Some(USER))), Some(id_of("-g", Some(USER)))).unwrap();
-        }
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let settings = settings.iter().map(ToString::to_string).collect();
-        let mut postgres = Postgres { folder, port, settings, server: None };
-        let data = postgres.data();
-        let made = program("initdb")
-            .args(["--auth=trust", "--no-sync", "--encoding=UTF8", "--no-locale", "-U", USER, "-D"])
-            .arg(data)
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        Postgres::start_in(None, settings)
+    }
+
+    /// With its data in a folder that is there already, and its log of changes elsewhere.
+    pub(crate) fn start_in(data: Option<PathBuf>, settings: &[&str]) -> Postgres {
+        let mut postgres = Postgres::new(data, settings);
+        let mut initdb = program("initdb");
+        initdb.args(["--auth=trust", "--no-sync", "--encoding=UTF8", "--no-locale", "-U", USER, "-D"]);
+        initdb.arg(&postgres.data).arg("-X").arg(postgres.folder.path().join("wal"));
+        run(&mut initdb);
         postgres.start_again();
         postgres
+    }
+
+    fn new(data: Option<PathBuf>, settings: &[&str]) -> Postgres {
+        let folder = tempfile::tempdir().unwrap();
+        let data = data.unwrap_or_else(|| folder.path().join("data"));
+        give_away(folder.path());
+        let port = free_port();
+        let settings = settings.iter().map(ToString::to_string).collect();
+        Postgres { folder, data, port, settings, server: None }
+    }
+
+    /// A standby of this server. From now on a commit waits until it is there too.
+    pub(crate) fn synchronous_standby(&self) -> Postgres {
+        let mut standby = Postgres::new(None, &[]);
+        let mut backup = program("pg_basebackup");
+        backup.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", USER, "-R", "-X", "stream"]);
+        run(backup.args(["-c", "fast", "--no-sync", "-D"]).arg(&standby.data));
+        standby.start_again();
+        self.sql("postgres", "alter system set synchronous_standby_names = '*'");
+        self.sql("postgres", "select pg_reload_conf()");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.sql("postgres", "select count(*) from pg_stat_replication where sync_state = 'sync'") != "1" {
+            assert!(Instant::now() < deadline, "the standby never became synchronous");
+            thread::sleep(Duration::from_millis(20));
+        }
+        standby
+    }
+
+    /// Makes a standby the primary.
+    pub(crate) fn promote(&self) {
+        run(program("pg_ctl").args(["promote", "-D"]).arg(&self.data));
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// The URL of a new database.
@@ -51,13 +83,13 @@ impl Postgres {
     }
 
     pub(crate) fn url(&self, database: &str) -> String {
-        format!("postgres://{USER}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+        url_at(self.port, database)
     }
 
     pub(crate) fn start_again(&mut self) {
         let mut server = program("postgres");
-        server.arg("-D").arg(self.data()).args(["-p", &self.port.to_string()]);
-        for setting in ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=60"] {
+        server.arg("-D").arg(&self.data).args(["-p", &self.port.to_string()]);
+        for setting in ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=100"] {
             server.args(["-c", setting]);
         }
         for setting in &self.settings {
@@ -95,16 +127,47 @@ impl Postgres {
         TcpStream::connect(("127.0.0.1", self.port)).is_ok()
             && program("pg_isready").args(["-q", "-h", "127.0.0.1", "-p", &port]).status().unwrap().success()
     }
-
-    fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
-    }
 }
 
 impl Drop for Postgres {
     fn drop(&mut self) {
         self.stop_immediately();
     }
+}
+
+/// The URL of a database behind a port of the loopback interface.
+pub(crate) fn url_at(port: u16, database: &str) -> String {
+    format!("postgres://{USER}@127.0.0.1:{port}/{database}?sslmode=disable")
+}
+
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Gives a file or folder to the user that servers run as.
+pub(crate) fn give_away(path: &Path) {
+    if is_root() {
+        chown(path, Some(id_of("-u", Some(USER))), Some(id_of("-g", Some(USER)))).unwrap();
+    }
+}
+
+fn run(command: &mut Command) {
+    let out = command.output().unwrap();
+    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// A program, run as the user of the servers.
+pub(crate) fn as_server(path: &str) -> Command {
+    let mut command = if is_root() {
+        let mut command = Command::new("setpriv");
+        command.args([&format!("--reuid={USER}"), &format!("--regid={USER}"), "--clear-groups", path]);
+        command
+    } else {
+        Command::new(path)
+    };
+    // Its own folder may be closed to that user.
+    command.current_dir("/").stdin(Stdio::null());
+    command
 }
 
 fn is_root() -> bool {
@@ -121,14 +184,5 @@ fn program(name: &str) -> Command {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let newest = versions.filter_map(|version| version.file_name().into_string().ok()?.parse::<u32>().ok()).max();
     let path = newest.map_or_else(|| name.into(), |version| format!("/usr/lib/postgresql/{version}/bin/{name}"));
-    let mut command = if is_root() {
-        let mut command = Command::new("setpriv");
-        command.args([&format!("--reuid={USER}"), &format!("--regid={USER}"), "--clear-groups", &path]);
-        command
-    } else {
-        Command::new(path)
-    };
-    // Its own folder may be closed to that user.
-    command.current_dir("/").stdin(Stdio::null());
-    command
+    as_server(&path)
 }

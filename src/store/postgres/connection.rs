@@ -9,6 +9,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::marks::{CommonSettings, Marks};
+
 /// Versions of the schema that this program can use.
 const SCHEMA: i32 = 1;
 
@@ -25,9 +27,12 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// Set for each connection. The server ends a statement before [`ANSWER_TIMEOUT`] does. A transaction whose node has gone
-/// silent must not keep the other nodes from writing.
+/// silent must not keep the other nodes from writing, not even if the server is sending it an answer, which no time limit of
+/// a statement ends. Connections of a machine that has died are closed.
 const SESSION: &str = "set search_path to ceoagent; set statement_timeout to '10s'; set lock_timeout to '10s'; \
-                       set idle_in_transaction_session_timeout to '2s'; set client_min_messages to warning";
+                       set idle_in_transaction_session_timeout to '2s'; set client_min_messages to warning; \
+                       set tcp_user_timeout to '5s'; set tcp_keepalives_idle to 5; set tcp_keepalives_interval to 2; \
+                       set tcp_keepalives_count to 3";
 
 /// Why the database can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +112,7 @@ pub(super) struct Database {
     tls: MakeRustlsConnect,
     /// Of this process: stands in the seat, and names its connections.
     pub(super) node: String,
+    pub(super) marks: Marks,
 }
 
 /// A connection.
@@ -123,12 +129,12 @@ impl Database {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub(super) async fn open(url: &SecretString) -> Result<Database, OpenError> {
+    pub(super) async fn open(url: &SecretString, common: &CommonSettings<'_>) -> Result<Database, OpenError> {
         let mut config: Config =
             url.expose_secret().parse().map_err(|error: tokio_postgres::Error| OpenError::Url(describe(&error)))?;
-        let node = Uuid::now_v7().simple().to_string();
+        let (node, marks) = (Uuid::now_v7().simple().to_string(), Marks::new(common));
         config
-            .application_name(format!("ceoagent {node}"))
+            .application_name(marks.connection_name(&node))
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_user_timeout(ANSWER_TIMEOUT)
             .keepalives_idle(Duration::from_secs(5))
@@ -138,7 +144,7 @@ impl Database {
         if config.get_hosts().len() > 1 {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
-        let database = Database { config, tls: tls(), node };
+        let database = Database { config, tls: tls(), node, marks };
         let mut link = database.connect().await?;
         let other = database.connect().await?;
         check_session(&link.client, &other.client).await?;
@@ -216,7 +222,10 @@ async fn check_session(client: &Client, other: &Client) -> Result<(), OpenError>
     const PID: &str = "select pg_backend_pid()";
     let pid = async |client: &Client| Ok::<i32, OpenError>(client.query_one(PID, &[]).await?.try_get(0)?);
     let before = pid(client).await?;
-    other.batch_execute("begin").await?;
+    // A pooler that shares connections between statements refuses it; a server does not.
+    if let Err(error) = other.batch_execute("begin").await {
+        return Err(if error.as_db_error().is_some() { OpenError::Pooled } else { error.into() });
+    }
     let others = pid(other).await?;
     let after = pid(client).await?;
     other.batch_execute("rollback").await?;

@@ -1,1 +1,1 @@
-select clock from seat
+select clock, (extract(epoch from clock_timestamp()) * 1000)::bigint from seat

@@ -1,6 +1,6 @@
 //! The writer's connection: its statements, and what it says to the server.
 
-use std::{collections::BTreeMap, sync::Arc, task::Poll};
+use std::{collections::BTreeMap, sync::Arc, task::Poll, time::Instant};
 
 use futures_util::{poll, try_join};
 use tokio_postgres::{Row, Statement, types::ToSql};
@@ -13,7 +13,7 @@ use super::{
     state::{Counts, State},
 };
 use crate::{
-    clock::{SavedTime, Timestamp},
+    clock::{Clock, Timestamp},
     job::{Job, JobId, MAX_ATTEMPTS},
     ledger::{ByModel, Day},
     store::{
@@ -67,10 +67,14 @@ impl Session {
         Ok(Session { link, statements })
     }
 
-    /// The service time that the last holder of the seat has saved.
-    pub(super) async fn saved_time(&self) -> Result<Option<SavedTime>, OpenError> {
+    /// Sets the clock to the database's, and to the service time that the last holder of the seat has saved.
+    pub(super) async fn resume(&self, clock: &Clock) -> Result<(), OpenError> {
+        let asked_at = Instant::now();
         let row = answer(self.link.client.query_one(include_str!("saved_time.sql"), &[])).await?;
-        Ok(row.try_get::<_, Option<&[u8]>>(0)?.and_then(|time| postcard::from_bytes(time).ok()))
+        clock.follow(Timestamp::from_millis(row.try_get(1)?), asked_at.elapsed());
+        let saved = row.try_get::<_, Option<&[u8]>>(0)?.and_then(|time| postcard::from_bytes(time).ok());
+        clock.resume(saved.as_ref());
+        Ok(())
     }
 
     /// Raises the epoch, between two transactions of other nodes. Returns the rows of the feed after `n`, and the epoch.

@@ -57,6 +57,11 @@ impl Shared {
         self.trouble.lock().clone().or_else(|| is_silent().then(silence))
     }
 
+    pub(super) fn set_state(&self, state: State) {
+        self.metrics.feed_position.set(state.n);
+        *self.state.write() = state;
+    }
+
     pub(super) fn set_trouble(&self, trouble: Option<String>) {
         *self.trouble.lock() = trouble;
     }

@@ -25,6 +25,7 @@ use crate::{
     },
 };
 
+#[allow(dead_code, reason = "tests of the whole service use the rest")]
 #[path = "../../../tests/it/database.rs"]
 mod database;
 
@@ -32,11 +33,11 @@ mod database;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn open(url: &str) -> Result<PostgresStore, OpenError> {
-    PostgresStore::open(&SecretString::from(url), Clock::manual(at(0)), Metrics::new()).await
+    PostgresStore::open(&SecretString::from(url), &[], Clock::manual(at(0)), Metrics::new()).await
 }
 
 async fn refusal(url: &str) -> String {
-    Database::open(&SecretString::from(url)).await.err().expect("it is refused").to_string()
+    Database::open(&SecretString::from(url), &[]).await.err().expect("it is refused").to_string()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,14 +65,14 @@ async fn a_database_that_can_not_keep_the_promises_is_refused_in_words() {
         postgres.sql("postgres", "select pg_reload_conf()");
         let refused = loop {
             // The server reads its settings soon after it was asked to.
-            if let Err(refused) = Database::open(&SecretString::from(url.as_str())).await {
+            if let Err(refused) = Database::open(&SecretString::from(url.as_str()), &[]).await {
                 break refused.to_string();
             }
         };
         assert!(refused.contains(&format!("{setting}=off, so {why}")), "{refused}");
         postgres.sql("postgres", &format!("alter system reset {setting}"));
         postgres.sql("postgres", "select pg_reload_conf()");
-        while Database::open(&SecretString::from(url.as_str())).await.is_err() {}
+        while Database::open(&SecretString::from(url.as_str()), &[]).await.is_err() {}
     }
     postgres.sql("jobs", "alter database jobs set default_transaction_read_only = on");
     assert!(refusal(&url).await.contains("read-only"));

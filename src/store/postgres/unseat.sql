@@ -1,5 +1,5 @@
 select count(pg_terminate_backend(pid))
 from pg_stat_activity, seat
-where application_name = 'ceoagent ' || holder
+where starts_with(application_name, 'ceoagent ' || holder || ' ')
   and datname = current_database()
   and extract(epoch from beat_at)::float8 = $1

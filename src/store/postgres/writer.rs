@@ -96,7 +96,7 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) async fn open(shared: Arc<Shared>, lanes: Lanes) -> Result<Writer, OpenError> {
         let session = Session::open(&shared.database).await?;
-        shared.clock.resume(session.saved_time().await?.as_ref());
+        session.resume(&shared.clock).await?;
         Ok(Writer { shared, lanes, session, epoch: None, next: None })
     }
 
@@ -305,7 +305,7 @@ impl Writer {
         let mut state = self.shared.state.read().clone();
         let News { jobs, settings } = feed::apply(rows, &mut state)?;
         let totals = state.totals();
-        *self.shared.state.write() = state;
+        self.shared.set_state(state);
         settings.iter().for_each(|name| self.shared.settings_watch.changed(name));
         let feed = self.shared.feed.lock().clone();
         feed.inspect(|feed| feed.changed(&jobs, totals));
@@ -340,7 +340,7 @@ impl Writer {
     /// Makes a committed batch visible and notifies the feed.
     fn publish(&self, batch: &Batch, state: State, started: Instant) {
         let totals = state.totals();
-        *self.shared.state.write() = state;
+        self.shared.set_state(state);
         batch.settings.keys().for_each(|name| self.shared.settings_watch.changed(name));
         let has_jobs = batch.entries.values().any(|entry| entry.is_changed);
         if has_jobs {
@@ -360,7 +360,7 @@ async fn read_all(shared: &Shared, session: &Session) -> Result<(), OpenError> {
     let (mut state, pending) = session.read_all(feed.is_some()).await?;
     state.counts.next_seq = state.counts.next_seq.max(shared.state.read().counts.next_seq);
     let totals = state.totals();
-    *shared.state.write() = state;
+    shared.set_state(state);
     feed.inspect(|feed| feed.reset(pending, totals));
     shared.settings_watch.any_changed();
     Ok(())

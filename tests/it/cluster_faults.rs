@@ -1,0 +1,353 @@
+//! Faults of nodes, of their network, of their clocks and of the database, under load. The long form, by
+//! `tests/cluster/run.sh`, sets CEOAGENT_TEST_FAULTS to the seconds of its longest scenario.
+
+use std::{fs, path::Path, process::Child, time::Duration};
+
+use rand::RngExt;
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    cluster::{Cluster, Moment, setup},
+    database::{Postgres, as_server, free_port, give_away, url_at},
+    harness::{PATIENCE, Service},
+    loop_disk::LoopDisk,
+    proxy::{Mode, Proxy},
+};
+
+const KILL_PAUSE: Duration = Duration::from_secs(3);
+
+/// Seconds of a scenario: `short` in the normal run.
+fn length(short: u64, long: impl FnOnce(u64) -> u64) -> Duration {
+    let longest = std::env::var("CEOAGENT_TEST_FAULTS").ok().map(|seconds| seconds.parse().unwrap());
+    Duration::from_secs(longest.map_or(short, long))
+}
+
+fn three(url: &str) -> Vec<String> {
+    vec![url.to_owned(); 3]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigkill_of_a_random_node_every_three_seconds_costs_no_job() {
+    let postgres = Postgres::start();
+    let cluster = Cluster::start(&three(&postgres.create("jobs"))).await;
+    let end = Instant::now() + length(9, |longest| longest);
+    let (mut pause, mut calls) = (Duration::ZERO, [Duration::ZERO; 2]);
+    while Instant::now() < end {
+        let (victim, dispatcher) = (rand::rng().random_range(0..3), cluster.dispatcher().await);
+        let killed = Moment::now();
+        cluster.nodes[victim].signal("KILL");
+        sleep(KILL_PAUSE).await;
+        for node in (0..3).filter(|node| *node != victim) {
+            pause = pause.max(cluster.assert_went_on(node, killed));
+        }
+        let longest = &mut calls[usize::from(victim == dispatcher)];
+        *longest = (*longest).max(cluster.longest_pause_of_calls(killed));
+        cluster.nodes[victim].ready().await;
+    }
+    println!(
+        "SIGKILL: longest pause of submits {pause:?}, of calls {:?}, if the dispatcher died {:?}",
+        calls[0], calls[1]
+    );
+    cluster.assert_marks().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigstop_of_the_dispatcher_for_eight_seconds_costs_no_job() {
+    let postgres = Postgres::start();
+    let cluster = Cluster::start(&three(&postgres.create("jobs"))).await;
+    let end = Instant::now() + length(1, |longest| longest / 4);
+    let (mut pause, mut calls) = (Duration::ZERO, Duration::ZERO);
+    while Instant::now() < end {
+        let stopped_at = Moment::now();
+        let dispatcher = cluster.dispatcher().await;
+        let (stopped, starts) = (&cluster.nodes[dispatcher], cluster.nodes[dispatcher].starts());
+        stopped.signal("STOP");
+        sleep(Duration::from_secs(8)).await;
+        stopped.signal("CONT");
+        let deadline = Instant::now() + PATIENCE;
+        while stopped.starts() == starts {
+            assert!(Instant::now() < deadline, "it did not end: {}", stopped.log());
+            sleep(Duration::from_millis(20)).await;
+        }
+        stopped.ready().await;
+        for node in (0..3).filter(|node| *node != dispatcher) {
+            pause = pause.max(cluster.assert_went_on(node, stopped_at));
+        }
+        calls = calls.max(cluster.longest_pause_of_calls(stopped_at));
+    }
+    println!("SIGSTOP: longest pause of submits {pause:?}, of calls {calls:?}");
+    cluster.assert_marks().await;
+}
+
+/// Cuts the first of three nodes off from the database, in each way for so long.
+async fn cut_off(is_dispatcher: bool, modes: &[Mode], length: Duration) {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let proxy = Proxy::start(postgres.port()).await;
+    let mut urls = three(&url);
+    let cut = if is_dispatcher { 0 } else { 2 };
+    urls[cut] = url_at(proxy.port(), "jobs");
+    let cluster = Cluster::start(&urls).await;
+    for mode in modes {
+        let from = Moment::now();
+        proxy.set(*mode);
+        sleep(length).await;
+        let calls = cluster.longest_pause_of_calls(from);
+        proxy.set(Mode::Pass);
+        cluster.nodes[cut].ready().await;
+        let refusals = cluster.refusals(cut, from);
+        let slowest = refusals.iter().map(|(_, took)| *took).max().unwrap_or_default();
+        let statuses: std::collections::BTreeSet<_> = refusals.iter().map(|(status, _)| *status).collect();
+        let pauses: Vec<_> =
+            (0..3).filter(|node| *node != cut).map(|node| cluster.assert_went_on(node, from)).collect();
+        println!(
+            "{mode:?} for {length:?}, of the dispatcher: {is_dispatcher}: longest pause of calls {calls:?}, of submits \
+             elsewhere {pauses:?}, on it {:?}; {} refusals {statuses:?}, the slowest after {slowest:?}",
+            cluster.longest_pause(cut, from),
+            refusals.len()
+        );
+        cluster.accepted(30).await;
+    }
+    cluster.assert_marks().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatcher_that_is_cut_off_from_the_database_costs_no_job() {
+    let length = length(10, |_| 40);
+    let modes = [Mode::Hold, Mode::Swallow, Mode::HalfOpen, Mode::Reset];
+    cut_off(true, &modes[..if length.as_secs() == 10 { 1 } else { 4 }], length).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_cut_off_from_the_database_costs_no_job() {
+    let length = length(3, |_| 40);
+    let slow = Mode::Delay(Duration::from_millis(200));
+    cut_off(false, &[Mode::Swallow, Mode::HalfOpen, Mode::Reset, Mode::Cut, slow], length).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_is_promoted_after_a_crash_of_the_primary_has_every_accepted_job() {
+    let mut primary = Postgres::start();
+    primary.create("jobs");
+    let standby = primary.synchronous_standby();
+    let (first, second) = (primary.port(), standby.port());
+    let url = format!("postgres://postgres@127.0.0.1:{first},127.0.0.1:{second}/jobs?sslmode=disable");
+    let cluster = Cluster::start(&three(&url)).await;
+    cluster.accepted(100).await;
+    let crashed = Moment::now();
+    primary.stop_immediately();
+    standby.promote();
+    for node in &cluster.nodes {
+        node.ready().await;
+    }
+    cluster.accepted(60).await;
+    let pauses: Vec<_> = (0..3).map(|node| cluster.longest_pause(node, crashed)).collect();
+    println!("promotion: longest pause of submits {pauses:?}, of calls {:?}", cluster.longest_pause_of_calls(crashed));
+    cluster.assert_marks().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_and_restart_of_the_database_under_the_load_of_three_nodes_costs_no_job() {
+    let mut postgres = Postgres::start();
+    let cluster = Cluster::start(&three(&postgres.create("jobs"))).await;
+    for down in [0, length(2, |_| 20).as_secs()] {
+        let crashed = Moment::now();
+        postgres.stop_immediately();
+        sleep(Duration::from_secs(down)).await;
+        postgres.start_again();
+        for node in &cluster.nodes {
+            node.ready().await;
+        }
+        cluster.accepted(60).await;
+        let pauses: Vec<_> = (0..3).map(|node| cluster.longest_pause(node, crashed)).collect();
+        let calls = cluster.longest_pause_of_calls(crashed);
+        println!("crash, {down} s down: longest pause of submits {pauses:?}, of calls {calls:?}");
+    }
+    cluster.assert_marks().await;
+}
+
+/// Debian's libfaketime.
+fn faketime() -> String {
+    let path = format!("/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH);
+    assert!(Path::new(&path).exists(), "this test needs Debian's package faketime");
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_whose_clocks_are_five_minutes_off_delay_no_job() {
+    let postgres = Postgres::start();
+    let urls = three(&postgres.create("jobs"));
+    let cluster = Cluster::start_with(&urls, |node, setup| {
+        let off = ["+0", "+5m", "-5m"][node];
+        setup.with("LD_PRELOAD", &faketime()).with("FAKETIME", off).with("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+    });
+    let cluster = cluster.await;
+    // Each of them makes the calls for a time.
+    for _ in 0..3 {
+        let from = Moment::now();
+        cluster.accepted(60).await;
+        let mut services = Vec::new();
+        for node in &cluster.nodes {
+            services.push(node.ready().await);
+        }
+        for (number, service) in services.iter().enumerate() {
+            let job = service.submit(&format!("Late {number}?")).await;
+            assert_eq!(job.status, 202, "{job:#?}");
+            let ended = service.ended(&job.id()).await.body;
+            assert_eq!(ended["status"], "succeeded", "{ended:#}");
+            let created: jiff::Timestamp = ended["created_at"].as_str().unwrap().parse().unwrap();
+            let off = jiff::Timestamp::now().duration_since(created).abs();
+            assert!(off < jiff::SignedDuration::from_secs(60), "node {number} dates its jobs {off:?} off: {ended:#}");
+        }
+        println!("clocks 5 min off: longest pause of calls {:?}", cluster.longest_pause_of_calls(from));
+        let dispatcher = cluster.dispatcher().await;
+        cluster.nodes[dispatcher].signal("KILL");
+        sleep(Duration::from_millis(500)).await;
+    }
+    cluster.assert_marks().await;
+}
+
+/// Debian's PgBouncer in front of a server.
+struct PgBouncer {
+    port: u16,
+    process: Child,
+    _folder: tempfile::TempDir,
+}
+
+impl PgBouncer {
+    async fn start(postgres: &Postgres, mode: &str) -> PgBouncer {
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+        let file = folder.path().join("pgbouncer.ini");
+        let target = postgres.port();
+        let settings = format!(
+            "[databases]\n* = host=127.0.0.1 port={target} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+             listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {mode}\n"
+        );
+        fs::write(&file, settings).unwrap();
+        give_away(folder.path());
+        give_away(&file);
+        let process = as_server("/usr/sbin/pgbouncer").arg(&file).spawn().expect("this test needs Debian's pgbouncer");
+        let deadline = Instant::now() + PATIENCE;
+        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            assert!(Instant::now() < deadline, "pgbouncer does not listen");
+            sleep(Duration::from_millis(10)).await;
+        }
+        PgBouncer { port, process, _folder: folder }
+    }
+}
+
+impl Drop for PgBouncer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pgbouncer_is_refused_in_transaction_mode_and_serves_in_session_mode() {
+    let postgres = Postgres::start();
+    postgres.create("jobs");
+    for mode in ["transaction", "statement"] {
+        let pooler = PgBouncer::start(&postgres, mode).await;
+        let (status, said) = setup("http://127.0.0.1:9", &url_at(pooler.port, "jobs")).run(&["serve"]);
+        assert!(!status.success() && said.contains("use pool_mode=session"), "{mode}: {said}");
+    }
+    let pooler = PgBouncer::start(&postgres, "session").await;
+    let cluster = Cluster::start(&three(&url_at(pooler.port, "jobs"))).await;
+    let dispatcher = cluster.dispatcher().await;
+    let killed = Moment::now();
+    cluster.nodes[dispatcher].signal("KILL");
+    cluster.accepted(100).await;
+    cluster.nodes[dispatcher].ready().await;
+    println!("SIGKILL behind PgBouncer: longest pause of calls {:?}", cluster.longest_pause_of_calls(killed));
+    cluster.assert_marks().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_to_the_database_is_demanded_and_its_certificate_checked() {
+    let certificate = |folder: &Path, name: &str| {
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let paths = [folder.join(format!("{name}.crt")), folder.join(format!("{name}.key"))];
+        for (path, text) in paths.iter().zip([cert.pem(), signing_key.serialize_pem()]) {
+            fs::write(path, text).unwrap();
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+            give_away(path);
+        }
+        paths.map(|path| path.display().to_string())
+    };
+    let folder = tempfile::tempdir().unwrap();
+    give_away(folder.path());
+    let ([cert, key], [other, _]) = (certificate(folder.path(), "server"), certificate(folder.path(), "other"));
+    let files = [format!("ssl_cert_file={cert}"), format!("ssl_key_file={key}")];
+    let postgres = Postgres::start_with(&["ssl=on", &files[0], &files[1]]);
+    let url = postgres.create("jobs").replace("sslmode=disable", "sslmode=require");
+    let node = |ca: &str, url: &str| setup("http://127.0.0.1:9", url).with("SSL_CERT_FILE", ca);
+    let (status, said) = node(&other, &url).run(&["serve"]);
+    assert!(!status.success() && said.contains("can't use the database") && said.contains("certificate"), "{said}");
+    let service: Service = node(&cert, &url).start();
+    assert_eq!(service.submit("Is it safe?").await.status, 202);
+    let encrypted = "select count(*) from pg_stat_ssl join pg_stat_activity using (pid) \
+                     where application_name like 'ceoagent%' and not ssl";
+    assert_eq!(postgres.sql("jobs", encrypted), "0");
+    let plain = Postgres::start();
+    let url = plain.create("jobs").replace("sslmode=disable", "sslmode=require");
+    let (status, said) = node(&cert, &url).run(&["serve"]);
+    assert!(!status.success() && said.contains("server does not support TLS"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_of_the_database_refuses_questions_and_costs_no_accepted_job() {
+    let disk = LoopDisk::new(128);
+    let data = disk.path().join("data");
+    fs::create_dir(&data).unwrap();
+    fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    give_away(&data);
+    let postgres = Postgres::start_in(Some(data), &[]);
+    let cluster = Cluster::start(&three(&postgres.create("jobs"))).await;
+    let ballast = disk.path().join("ballast");
+    let full_at = Moment::now();
+    let mut file = fs::File::create(&ballast).unwrap();
+    while std::io::Write::write_all(&mut file, &[b'x'; 4 << 10]).is_ok() {}
+    let deadline = Instant::now() + PATIENCE;
+    let refused = loop {
+        let refused: Vec<_> = (0..3).flat_map(|node| cluster.refusals(node, full_at)).collect();
+        if refused.len() > 20 {
+            break refused;
+        }
+        assert!(Instant::now() < deadline, "questions are accepted on a full disk");
+        sleep(Duration::from_millis(20)).await;
+    };
+    assert!(refused.iter().all(|(status, _)| *status == Some(503)), "{refused:?}");
+    let node = Service::at(cluster.nodes[0].base().unwrap());
+    let answer = node.submit("Is there room?").await;
+    answer.assert_problem(503, "storage_unavailable");
+    sleep(length(1, |_| 20)).await;
+    drop(file);
+    fs::remove_file(&ballast).unwrap();
+    let freed = Moment::now();
+    for node in &cluster.nodes {
+        node.ready().await;
+    }
+    cluster.accepted(60).await;
+    println!("full disk: submits go on {:?} after there is room", cluster.longest_pause(0, freed));
+    let log: String = cluster.nodes.iter().map(|node| node.log()).collect();
+    assert!(log.contains("No space left on device"), "{log}");
+    cluster.assert_marks().await;
+    drop(postgres);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_cluster_on_the_same_database_is_warned_of_by_the_names_of_its_settings() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let first = setup("http://127.0.0.1:9", &url).start();
+    let same = setup("http://127.0.0.1:9", &url).start();
+    let another = setup("http://127.0.0.1:9", &url).with("ADMIN_TOKEN", "of-another-cluster");
+    let another = another.with("ANTHROPIC_API_KEY", "sk-of-another-account").start();
+    for node in [&another, &same, &first] {
+        node.until_said("two clusters need two databases");
+        node.until_said("ADMIN_TOKEN, ANTHROPIC_API_KEY");
+    }
+    assert!(!same.kill().contains("WEBHOOK_SECRET"));
+}

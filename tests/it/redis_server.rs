@@ -1,0 +1,85 @@
+//! A Redis server of its own for a test, from Debian's package: a free port of the loopback interface, nothing on disk. It is
+//! killed at the end of the test.
+
+use std::{
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+pub(crate) struct RedisServer {
+    port: u16,
+    password: Option<&'static str>,
+    server: Option<Child>,
+}
+
+impl RedisServer {
+    pub(crate) fn start() -> RedisServer {
+        RedisServer::start_with(None)
+    }
+
+    pub(crate) fn start_with(password: Option<&'static str>) -> RedisServer {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut server = RedisServer { port, password, server: None };
+        server.start_again();
+        server
+    }
+
+    /// With nothing in it, at the same port.
+    pub(crate) fn start_again(&mut self) {
+        let mut server = Command::new(program("server"));
+        let port = self.port.to_string();
+        server.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", "/tmp"]);
+        server.args(self.password.iter().flat_map(|password| ["--requirepass", password]));
+        self.server = Some(server.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.try_command(&["ping"]).trim() != "PONG" {
+            assert!(Instant::now() < deadline, "redis-server doesn't start");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        let password = self.password.map_or(String::new(), |password| format!(":{password}@"));
+        format!("redis://{password}127.0.0.1:{}/", self.port)
+    }
+
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+
+    /// `STOP` pauses the server, `CONT` has it continue.
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.server.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &id]).status().unwrap().success());
+    }
+
+    /// The answer to a command.
+    pub(crate) fn command(&self, command: &[&str]) -> String {
+        self.try_command(command).trim().to_owned()
+    }
+
+    fn try_command(&self, command: &[&str]) -> String {
+        let mut client = Command::new(program("cli"));
+        client.args(["-h", "127.0.0.1", "-p", &self.port.to_string()]);
+        client.args(self.password.iter().flat_map(|password| ["--no-auth-warning", "-a", password]));
+        String::from_utf8_lossy(&client.args(command).output().unwrap().stdout).into_owned()
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Of Redis or, where that is not installed, of Valkey.
+fn program(name: &str) -> String {
+    let is_there = |program: &&String| Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok();
+    let names = [format!("redis-{name}"), format!("valkey-{name}")];
+    names.iter().find(is_there).unwrap_or(&names[0]).clone()
+}
