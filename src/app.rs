@@ -8,6 +8,7 @@
 //! - `door`: the listener and its connections
 //! - `duties`: what one node does for all
 //! - `error`: why the service can't start
+//! - `hints`: clients that wait, for the other nodes
 //! - `machine`: what the machine allows
 //! - `memo`: what the dispatcher knows, for the other nodes
 //! - `model_check`: whether the models exist
@@ -19,6 +20,7 @@
 mod door;
 mod duties;
 pub mod error;
+mod hints;
 mod machine;
 mod memo;
 mod model_check;
@@ -71,7 +73,7 @@ use crate::{
     store::{
         Store,
         archive::{self, Writer},
-        postgres::{PostgresStore, Seat},
+        postgres::PostgresStore,
         sled::{
             SledStore,
             salvage::{self, SalvageError, Summary},
@@ -131,7 +133,8 @@ impl App {
         secrets::guard_folder(&settings.data_dir);
         let metrics = Metrics::new();
         let redis = parts::redis(settings, &metrics).await?;
-        let (store, seat, claude) = open(settings, access, &clock, &metrics).await?;
+        let (store, database, claude) = open(settings, access, &clock, &metrics).await?;
+        let seat = database.as_ref().map(|database| database.seat());
         if let Some(origin) = archive::marked(&*store).await.map_err(Unavailable::from)? {
             store.close().await;
             return Err(StartError::HalfMoved { origin });
@@ -202,6 +205,10 @@ impl App {
         // From here on nothing fails: tasks that run already would outlive a failed start.
         announce_access(auth.is_open(), address, tuning.is_simulated);
         tracker.spawn(sweeper::history::run(operations.clone(), closing.clone()));
+        if let Some(database) = database {
+            let node = parts::node(settings, address);
+            tracker.spawn(hints::run(queue.clone(), node, database, closing.clone()));
+        }
         let following = closing.clone();
         tracker.spawn(async move { following.run_until_cancelled(registry.follow(copies)).await });
         if let Some(redis) = &redis {
@@ -311,16 +318,15 @@ async fn open(
     access: GatewayAccess,
     clock: &Clock,
     metrics: &Metrics,
-) -> Result<(Arc<dyn Store>, Option<Seat>, Claude), StartError> {
+) -> Result<(Arc<dyn Store>, Option<Arc<PostgresStore>>, Claude), StartError> {
     let client = task::spawn_blocking({
         let config = parts::client(settings, access);
         move || Claude::new(config)
     });
     let (clock, metrics) = (clock.clone(), metrics.clone());
     if let Some(url) = &settings.database_url {
-        let store = PostgresStore::open(url, &parts::common_settings(settings), clock, metrics).await?;
-        let seat = store.seat();
-        return Ok((Arc::new(store), Some(seat), client.await??));
+        let store = Arc::new(PostgresStore::open(url, &parts::common_settings(settings), clock, metrics).await?);
+        return Ok((Arc::clone(&store) as _, Some(store), client.await??));
     }
     let config = parts::store(&settings.data_dir, !settings.cache_ttl.is_zero());
     let store = task::spawn_blocking(move || SledStore::open(config, clock, metrics)).await??;

@@ -12,6 +12,8 @@
 //! - `fair_queue`: callers take turns
 //! - `follow`: news of a job for those who follow it
 //! - `handles`: the handles by use
+//! - `hearing`: what nodes tell each other of their waiting clients
+//! - `hint`: clients that wait on other nodes
 //! - `hold`: clients that are held for an answer
 //! - `jobs`: what clients do with jobs
 //! - `listener`: what news from the store brings about
@@ -46,6 +48,8 @@ mod estimate;
 mod fair_queue;
 mod follow;
 mod handles;
+mod hearing;
+mod hint;
 mod hold;
 mod jobs;
 mod listener;
@@ -75,6 +79,7 @@ pub use self::{
     fair_queue::Lanes,
     follow::{Follower, News, Seen},
     handles::{Operations, Queue, WorkQueue},
+    hint::Hint,
     memo::Memo,
     order::Waiting,
     outlook::{Allowance, Hold, Outlook, WaitingFor},

@@ -16,6 +16,9 @@
 //! in [`DEMOTED_SHARE`] times that goes to the first job in the store's order, so that jobs that have turned ordinary pass
 //! too. A larger share for them would be taken from clients that can still be answered in time.
 //!
+//! Clients of other nodes take part by hints (`hint`). One that is late is turned ordinary like any other, and its node hears
+//! of it.
+//!
 //! Long polls and event streams do not move a job. A client that got a `202` must not overtake, by asking again, clients
 //! that still wait for their first answer.
 
@@ -28,12 +31,16 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
-use tokio::{sync::Notify, time::Instant};
+use parking_lot::{Mutex, MutexGuard};
+use tokio::{
+    sync::{Notify, broadcast},
+    time::Instant,
+};
 
 use super::{
     board::Pick,
     fair_queue::{FairQueue, Lanes, List, Place, Wanted},
+    hint::{Hint, Hints},
     service_time::Kind,
 };
 use crate::{
@@ -68,6 +75,10 @@ struct State {
     /// Claims while clients waited.
     contested: u32,
     rush: Option<Rush>,
+    /// The clients of other nodes: by their node and its number for them, and by when they have to be answered.
+    others: HashMap<(String, u64), u64>,
+    ends: BTreeSet<(Instant, u64)>,
+    hints: Hints,
 }
 
 /// More clients come than can be answered in time.
@@ -88,9 +99,22 @@ struct Client {
     /// Where `later` has it.
     at: Option<Timestamp>,
     standing: Arc<Standing>,
+    /// The node that holds it, and its number there; `None` for a client of this node.
+    other: Option<(String, u64)>,
 }
 
 impl Client {
+    fn hint(&self, number: u64) -> Hint {
+        let left = self.until.saturating_duration_since(Instant::now());
+        Hint::Waits {
+            client: number,
+            job: self.job,
+            caller: self.caller,
+            kind: self.kind.clone(),
+            left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
     fn place(&self) -> Place {
         Place { caller: self.caller, list: List::Interactive, lane: self.lane }
     }
@@ -146,23 +170,74 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.order.0.lock().leave(self.number);
+        self.order.lock().leave(self.number);
     }
 }
 
 impl Order {
     /// Registers a client that is held until `until`. Do so before the job can be claimed, or [`Order::update`] it after.
     pub(super) fn enter(self: &Arc<Self>, job: JobId, caller: Caller, kind: Kind, until: Instant) -> Waiting {
-        let mut state = self.0.lock();
-        let number = state.next_number;
-        state.next_number += 1;
-        let standing = Arc::<Standing>::default();
-        let lane = kind.model.as_deref().map(ModelKey::of);
-        let client = Client { job, caller, lane, kind: kind.clone(), until, at: None, standing: Arc::clone(&standing) };
-        state.clients.insert(number, client);
-        state.by_job.entry(job).or_default().push(number);
-        drop(state);
+        let (number, standing) = self.lock().enter(job, caller, kind.clone(), until, None);
         Waiting { order: Arc::clone(self), number, standing, job, until, kind }
+    }
+
+    /// Registers a client of another node. False if it is known.
+    pub(super) fn enter_other(
+        &self,
+        node: &str,
+        client: u64,
+        job: JobId,
+        caller: Caller,
+        kind: Kind,
+        until: Instant,
+    ) -> bool {
+        let (mut state, other) = (self.lock(), (node.to_owned(), client));
+        let is_new = !state.others.contains_key(&other);
+        if is_new {
+            state.enter(job, caller, kind, until, Some(other));
+        }
+        is_new
+    }
+
+    /// A client of another node waits no longer.
+    pub(super) fn leave_other(&self, node: &str, client: u64) {
+        let mut state = self.lock();
+        if let Some(number) = state.others.get(&(node.to_owned(), client)).copied() {
+            state.leave(number);
+        }
+    }
+
+    /// The dispatcher can't have a client of this node answered in time.
+    pub(super) fn demote_own(&self, client: u64) {
+        let mut state = self.lock();
+        if state.clients.get(&client).is_some_and(|client| client.other.is_none()) {
+            state.demote(client);
+        }
+    }
+
+    pub(super) fn hints(&self) -> broadcast::Receiver<Hint> {
+        self.lock().hints.subscribe()
+    }
+
+    pub(super) fn repeat_hints(&self) {
+        let state = self.lock();
+        let is_own = |client: &Client| client.other.is_none() && !client.standing.is_demoted.load(Ordering::SeqCst);
+        for (number, client) in state.clients.iter().filter(|(_, client)| is_own(client)) {
+            state.hints.send(client.hint(*number));
+        }
+    }
+
+    /// The state, without the clients of other nodes whose time is over.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = self.0.lock();
+        if let Some(&(first, _)) = state.ends.first() {
+            let now = Instant::now();
+            if first <= now {
+                let over: Vec<u64> = state.ends.iter().take_while(|(at, _)| *at <= now).map(|(_, n)| *n).collect();
+                over.into_iter().for_each(|number| state.leave(number));
+            }
+        }
+        state
     }
 
     /// Takes note of jobs as they are now: of one that waits for its next claim, or doesn't any more. What is blocked
@@ -173,7 +248,7 @@ impl Order {
         (now, lead): (Timestamp, Duration),
         is_blocked: impl Fn(&Job) -> bool,
     ) {
-        let mut state = self.0.lock();
+        let mut state = self.lock();
         if state.clients.is_empty() {
             return;
         }
@@ -200,7 +275,7 @@ impl Order {
         is_met: impl Fn(&Kind, Duration, bool) -> bool,
         background: impl FnOnce() -> bool,
     ) -> Pick {
-        let mut state = self.0.lock();
+        let mut state = self.lock();
         state.promote(now);
         let (at, wanted) = (Instant::now(), Wanted { list: None, lanes });
         loop {
@@ -229,12 +304,12 @@ impl Order {
 
     /// How many jobs of waiting clients would go before that of a client of `caller` that is held until `until`.
     pub(super) fn ahead_of(&self, caller: Caller, until: Instant) -> usize {
-        self.0.lock().ready.ahead_of(caller, &(until, u64::MAX), None)
+        self.lock().ready.ahead_of(caller, &(until, u64::MAX), None)
     }
 
     /// How many interactive jobs go before this one, if it is one and can be claimed.
     pub(super) fn ahead_of_job(&self, id: JobId) -> Option<usize> {
-        let state = self.0.lock();
+        let state = self.lock();
         let numbers = state.by_job.get(&id)?;
         let places = numbers.iter().filter_map(|number| {
             let client = state.clients.get(number)?;
@@ -246,24 +321,24 @@ impl Order {
 
     /// How many jobs of waiting clients can be claimed.
     pub(super) fn ready(&self) -> usize {
-        self.0.lock().ready.len(None)
+        self.lock().ready.len(None)
     }
 
     /// How long the rush has lasted, if there is one.
     pub(super) fn rush(&self) -> Option<Duration> {
-        let rush = self.0.lock().rush.filter(|rush| rush.last.elapsed() < RUSH_ENDS_AFTER);
+        let rush = self.lock().rush.filter(|rush| rush.last.elapsed() < RUSH_ENDS_AFTER);
         rush.map(|rush| rush.since.elapsed())
     }
 
     /// Since when the rush lasts, and when it last showed.
     pub(super) fn rush_memo(&self, moments: &Moments) -> Option<(Timestamp, Timestamp)> {
-        self.0.lock().rush.map(|rush| (moments.timestamp(rush.since), moments.timestamp(rush.last)))
+        self.lock().rush.map(|rush| (moments.timestamp(rush.since), moments.timestamp(rush.last)))
     }
 
     /// Takes over what another node knows of the rush, if that is newer.
     pub(super) fn adopt_rush(&self, rush: Option<(Timestamp, Timestamp)>, moments: &Moments) {
         let newest = rush.map(|(since, last)| Rush { since: moments.instant(since), last: moments.instant(last) });
-        let mut state = self.0.lock();
+        let mut state = self.lock();
         if let Some(newest) = newest.filter(|newest| state.rush.is_none_or(|own| own.last < newest.last)) {
             state.rush = Some(newest);
         }
@@ -271,12 +346,12 @@ impl Order {
 
     /// Records a client that would have waited if its answer could have come in time.
     pub(super) fn record_declined(&self) {
-        self.0.lock().record_rush();
+        self.lock().record_rush();
     }
 
     /// Turns a client's job ordinary.
     pub(super) fn demote(&self, waiting: &Waiting) {
-        self.0.lock().demote(waiting.number);
+        self.lock().demote(waiting.number);
     }
 }
 
@@ -328,17 +403,53 @@ impl State {
         self.rush = Some(Rush { since, last: now });
     }
 
+    fn enter(
+        &mut self,
+        job: JobId,
+        caller: Caller,
+        kind: Kind,
+        until: Instant,
+        other: Option<(String, u64)>,
+    ) -> (u64, Arc<Standing>) {
+        let (number, standing) = (self.next_number, Arc::<Standing>::default());
+        self.next_number += 1;
+        let lane = kind.model.as_deref().map(ModelKey::of);
+        let client = Client { job, caller, lane, kind, until, at: None, standing: Arc::clone(&standing), other };
+        match &client.other {
+            Some(other) => {
+                self.others.insert(other.clone(), number);
+                self.ends.insert((until, number));
+            }
+            None => self.hints.send(client.hint(number)),
+        }
+        self.clients.insert(number, client);
+        self.by_job.entry(job).or_default().push(number);
+        (number, standing)
+    }
+
     fn demote(&mut self, number: u64) {
         self.displace(number);
-        if let Some(client) = self.clients.get(&number) {
-            client.standing.is_demoted.store(true, Ordering::SeqCst);
+        let Some(client) = self.clients.get(&number) else { return };
+        if !client.standing.is_demoted.swap(true, Ordering::SeqCst) {
             client.standing.signal.notify_one();
+            self.hints.send(match client.other.clone() {
+                Some((node, client)) => Hint::Demoted { node, client },
+                None => Hint::Left { client: number },
+            });
         }
     }
 
     fn leave(&mut self, number: u64) {
         self.displace(number);
         let Some(client) = self.clients.remove(&number) else { return };
+        match client.other {
+            Some(other) => {
+                self.others.remove(&other);
+                self.ends.remove(&(client.until, number));
+            }
+            None if client.standing.is_demoted.load(Ordering::SeqCst) => {}
+            None => self.hints.send(Hint::Left { client: number }),
+        }
         if let Some(numbers) = self.by_job.get_mut(&client.job) {
             numbers.retain(|other| *other != number);
             if numbers.is_empty() {

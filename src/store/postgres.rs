@@ -143,6 +143,19 @@ impl PostgresStore {
         })
     }
 
+    /// Sends a text of at most 8,000 bytes to all nodes, this one too. It is not stored and may be lost.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn send_hint(&self, text: &str) -> Result<(), StoreError> {
+        self.read(include_str!("postgres/send_hint.sql"), &[&text]).await.map(drop)
+    }
+
+    /// The texts that nodes send.
+    pub fn hints(&self) -> broadcast::Receiver<String> {
+        self.shared.database.hints.subscribe()
+    }
+
     /// The seat of the database.
     pub fn seat(&self) -> Seat {
         Seat(self.shared.standing.subscribe())
@@ -487,7 +500,7 @@ impl Registry for PostgresStore {
     }
 
     fn is_watch_live(&self) -> bool {
-        self.shared.trouble().is_none()
+        self.shared.hears()
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {

@@ -200,8 +200,11 @@ dispatcher() {
 ready() { curl -fs -m 5 "$url/health/ready" >/dev/null; }
 accepts() { id="$(ask "$1" 2>/dev/null | id_of 2>/dev/null)"; }
 known() { curl -fs -m 5 "$url/api/v1/jobs/$1" >/dev/null; }
+cluster run --rm -v "$PWD/data/demo:/app/single" node1 move --from /app/single --to DATABASE_URL \
+    || fail "the jobs of the single node can't be moved"
 cluster up -d
 until_true "a ready node behind the proxy" ready
+for id in "$first" "$second" "$third"; do succeeded "$id" || fail "job $id is gone after the move"; done
 [ -z "$(cluster ps -q ceoagent)" ] || fail "the single node runs beside the cluster"
 accepts "Does the cluster accept?" || fail "the cluster accepts no question"
 before="$id"

@@ -3,7 +3,10 @@
 use std::{error::Error as _, future::poll_fn, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{broadcast, watch},
+    time::timeout,
+};
 use tokio_postgres::{AsyncMessage, Client, Config, config::TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
@@ -106,6 +109,12 @@ pub(super) fn describe(error: &tokio_postgres::Error) -> String {
     text
 }
 
+/// The channel of hints. Statements name it too.
+pub(super) const HINT_CHANNEL: &str = "ceoagent_hint";
+
+/// Texts that wait for a slow receiver. If there are more, the oldest are lost.
+const HINT_PLACES: usize = 256;
+
 /// A database, and how to connect to it.
 pub(super) struct Database {
     config: Config,
@@ -113,6 +122,8 @@ pub(super) struct Database {
     /// Of this process: stands in the seat, and names its connections.
     pub(super) node: String,
     pub(super) marks: Marks,
+    /// What nodes send each other without storing it.
+    pub(super) hints: broadcast::Sender<String>,
 }
 
 /// A connection.
@@ -144,7 +155,7 @@ impl Database {
         if config.get_hosts().len() > 1 {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
-        let database = Database { config, tls: tls(), node, marks };
+        let database = Database { config, tls: tls(), node, marks, hints: broadcast::Sender::new(HINT_PLACES) };
         let mut link = database.connect().await?;
         let other = database.connect().await?;
         check_session(&link.client, &other.client).await?;
@@ -159,10 +170,15 @@ impl Database {
             let (heard, newest) = watch::channel(0);
             let closed = CancellationToken::new();
             let guard = closed.clone().drop_guard();
+            let hints = self.hints.clone();
             tokio::spawn(async move {
                 // Callers that wait for an answer get the error too.
                 while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
-                    if let AsyncMessage::Notification(notification) = message {
+                    let AsyncMessage::Notification(notification) = message else { continue };
+                    if notification.channel() == HINT_CHANNEL {
+                        // Fails if nobody listens.
+                        let _ = hints.send(notification.payload().to_owned());
+                    } else {
                         heard.send_replace(notification.payload().parse().unwrap_or(i64::MAX));
                     }
                 }

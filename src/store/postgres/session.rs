@@ -8,7 +8,7 @@ use tokio_postgres::{Row, Statement, types::ToSql};
 use super::{
     batch::{AuditEntry, Batch, Entry, Key, Needs},
     columns::{Columns, LedgerRows},
-    connection::{Database, Link, OpenError, answer},
+    connection::{Database, HINT_CHANNEL, Link, OpenError, answer},
     feed::MAX_ROWS,
     state::{Counts, State},
 };
@@ -62,7 +62,7 @@ impl Session {
     pub(super) async fn open(database: &Database) -> Result<Session, OpenError> {
         let link = database.connect().await?;
         // Before it reads the state of the store: it hears of every change after that.
-        answer(link.client.batch_execute(&format!("listen ceoagent; {PLANS}"))).await?;
+        answer(link.client.batch_execute(&format!("listen ceoagent; listen {HINT_CHANNEL}; {PLANS}"))).await?;
         let statements = answer(Statements::prepare(&link)).await?;
         Ok(Session { link, statements })
     }

@@ -49,6 +49,9 @@ pub(super) enum Standing {
 /// It begins nothing more.
 const BEAT_LIMIT: Duration = Duration::from_secs(4);
 
+/// Without an answer for so long, changes by others may not have come either.
+const HEARING_LIMIT: Duration = Duration::from_secs(2);
+
 impl Shared {
     /// Why the store can't be used at the moment, if so.
     pub(super) fn trouble(&self) -> Option<String> {
@@ -60,6 +63,11 @@ impl Shared {
     pub(super) fn set_state(&self, state: State) {
         self.metrics.feed_position.set(state.n);
         *self.state.write() = state;
+    }
+
+    /// Whether this node hears of changes by others as they are made.
+    pub(super) fn hears(&self) -> bool {
+        self.trouble().is_none() && self.beat_at.lock().elapsed() <= HEARING_LIMIT
     }
 
     pub(super) fn set_trouble(&self, trouble: Option<String>) {

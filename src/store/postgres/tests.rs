@@ -20,7 +20,7 @@ use crate::{
     job::{JobEvent, JobRecord, Owner},
     metrics::Metrics,
     store::{
-        Insertion, JobStore, StoreError,
+        Insertion, JobStore, Registry as _, StoreError,
         contract::{self, Heard, at, job, named, request, success},
     },
 };
@@ -259,4 +259,20 @@ async fn after_an_outage_of_the_database_the_node_that_had_the_seat_has_it_still
     assert!(!first.lost().is_cancelled() && !second.seat().is_free().await);
     first.close().await;
     timeout(PATIENCE, second.seat().taken()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hints_and_changed_settings_reach_every_node() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let (one, other) = (open(&url).await.unwrap(), open(&url).await.unwrap());
+    let mut watch = other.watch();
+    for mut hints in [one.hints(), other.hints()] {
+        one.send_hint("a client waits").await.unwrap();
+        assert_eq!(timeout(PATIENCE, hints.recv()).await.unwrap().unwrap(), "a client waits");
+    }
+    one.put("key/a".to_owned(), "{}".to_owned()).await.unwrap();
+    while timeout(PATIENCE, watch.recv()).await.unwrap().unwrap() != "key/a" {}
+    assert_eq!(other.prefix("key/").await.unwrap(), [("key/a".to_owned(), "{}".to_owned())]);
+    assert!(one.is_watch_live() && other.is_watch_live());
 }

@@ -1,0 +1,1 @@
+select pg_notify('ceoagent_hint', $1::text)
