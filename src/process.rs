@@ -43,7 +43,7 @@ mod simulated {
     }
 
     pub(crate) fn random() -> u64 {
-        SEEDED.with_borrow_mut(|seeded| seeded.as_mut().map_or_else(rand::random, |seeded| seeded.random()))
+        SEEDED.with_borrow_mut(|seeded| seeded.as_mut().map_or_else(rand::random, RngExt::random))
     }
 
     /// From now on, the random numbers of this thread follow from the seed.

@@ -148,7 +148,7 @@ impl Client {
         match read.await {
             Some(Ok(record)) => self.journal().told(&record.job),
             Some(Err(QueueError::NotFound(_))) => {
-                self.journal().violated(format!("{id} was acknowledged, and not found"))
+                self.journal().violated(format!("{id} was acknowledged, and not found"));
             }
             _ => {}
         }

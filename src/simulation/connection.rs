@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::database::{Commit, Database};
+use super::database::{Commit, Database, Peer, SeatRow};
 use crate::{
     clock::Clock,
     process::Node,
@@ -70,11 +70,44 @@ fn unavailable(reason: &str) -> StoreError {
     StoreError::Unavailable { reason: reason.to_owned() }
 }
 
+impl Peer for Connection {
+    fn number(&self) -> u32 {
+        self.number
+    }
+
+    fn is_reachable(&self) -> bool {
+        !self.is_cut.load(Ordering::Relaxed) && !self.database.weather.lock().is_down
+    }
+
+    fn is_silent(&self) -> bool {
+        self.is_cut.load(Ordering::Relaxed) || self.process.is_paused() || self.process.is_dead()
+    }
+
+    fn is_gone(&self) -> bool {
+        self.process.is_dead() && !self.is_cut.load(Ordering::Relaxed)
+    }
+
+    fn has_link(&self, link: u64) -> bool {
+        self.state.lock().link == link
+    }
+
+    fn fail(&self) {
+        let mut state = self.state.lock();
+        state.link += 1;
+        state.is_down = true;
+        let _ = self.events.send(Event::Failed);
+    }
+
+    fn hear(&self, rows: usize, at: Instant) {
+        let _ = self.events.send(Event::News(rows, at));
+    }
+}
+
 impl Connection {
     pub(super) fn open(
         database: &Arc<Database>,
         number: u32,
-        process: Node,
+        process: &Node,
         clock: Clock,
         is_cut: Arc<AtomicBool>,
     ) -> Arc<Connection> {
@@ -91,39 +124,10 @@ impl Connection {
             events,
             seated: watch::Sender::new(false),
         });
-        database.connected(&connection);
+        let peer: Arc<dyn Peer> = Arc::clone(&connection) as _;
+        database.connected(Arc::downgrade(&peer));
         process.spawn(Arc::clone(&connection).listen(incoming));
         connection
-    }
-
-    pub(super) fn is_reachable(&self) -> bool {
-        !self.is_cut.load(Ordering::Relaxed) && !self.database.weather.lock().is_down
-    }
-
-    /// The server hears nothing of it.
-    pub(super) fn is_silent(&self) -> bool {
-        self.is_cut.load(Ordering::Relaxed) || self.process.is_paused() || self.process.is_dead()
-    }
-
-    /// The server knows that the process has ended.
-    pub(super) fn is_gone(&self) -> bool {
-        self.process.is_dead() && !self.is_cut.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn has_link(&self, link: u64) -> bool {
-        self.state.lock().link == link
-    }
-
-    /// Ends the connections. The node connects again.
-    pub(super) fn fail(&self) {
-        let mut state = self.state.lock();
-        state.link += 1;
-        state.is_down = true;
-        let _ = self.events.send(Event::Failed);
-    }
-
-    pub(super) fn hear(&self, rows: usize, at: Instant) {
-        let _ = self.events.send(Event::News(rows, at));
     }
 
     pub(super) fn trouble(&self) -> Option<String> {
@@ -205,13 +209,13 @@ impl Connection {
         self: &Arc<Self>,
         link: u64,
         change: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-        check: impl FnOnce(&mut super::database::SeatRow) -> Result<(), StoreError> + Send + 'static,
+        check: impl FnOnce(&mut SeatRow) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         let this = Arc::clone(self);
         // At the server, which goes on when the node does not.
         tokio::spawn(async move {
-            match this.database.transaction(&this, link, check, change).await {
+            match this.database.transaction(&*this, link, check, change).await {
                 (Some(result), Commit::Done(rows)) => {
                     let reply = Box::new(move || drop(reply.send(result)));
                     let _ = this.events.send(Event::Answer { link, rows, reply });
@@ -334,7 +338,7 @@ impl Connection {
 
     fn release_lock(&self) {
         let mut seat = self.database.seat.lock();
-        seat.lock.take_if(|holder| holder.number == self.number);
+        seat.lock.take_if(|holder| holder.number() == self.number);
     }
 
     async fn get_lock(self: &Arc<Self>) {
@@ -349,7 +353,7 @@ impl Connection {
             self.state.lock().beat_at = asked_at;
             let mut seat = self.database.seat.lock();
             if seat.lock.as_ref().is_none_or(|holder| holder.is_gone()) {
-                seat.lock = Some(Arc::clone(self));
+                seat.lock = Some(Arc::clone(self) as _);
                 return;
             }
             if seat.beats > beats {
@@ -378,7 +382,7 @@ impl Connection {
             seat.beats += 1;
             seat.time = Some(self.clock.save());
             if seat.lock.is_none() {
-                seat.lock = Some(Arc::clone(self));
+                seat.lock = Some(Arc::clone(self) as _);
             }
             self.state.lock().beat_at = sent_at;
         }

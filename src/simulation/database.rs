@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use rand::{RngExt, rngs::StdRng};
 use tokio::time::{Instant, sleep};
 
-use super::{connection::Connection, journal::Journal};
+use super::journal::Journal;
 use crate::{
     clock::SavedTime,
     job::{Job, JobId},
@@ -30,16 +30,32 @@ pub(super) struct Database {
     pub(super) feed: Arc<Log>,
     pub(super) seat: Mutex<SeatRow>,
     pub(super) weather: Mutex<Weather>,
-    connections: Mutex<Vec<Weak<Connection>>>,
+    connections: Mutex<Vec<Weak<dyn Peer>>>,
     /// Held from the start of a write transaction to its end.
     turn: tokio::sync::Mutex<()>,
     random: Mutex<StdRng>,
 }
 
+/// A process, as the database sees it.
+pub(super) trait Peer: Send + Sync {
+    /// Its number among all processes.
+    fn number(&self) -> u32;
+    fn is_reachable(&self) -> bool;
+    /// The server hears nothing of it.
+    fn is_silent(&self) -> bool;
+    /// The server knows that the process has ended.
+    fn is_gone(&self) -> bool;
+    fn has_link(&self, link: u64) -> bool;
+    /// Ends the connections. The node connects again.
+    fn fail(&self);
+    /// There are so many rows, and the node hears of it at this moment.
+    fn hear(&self, rows: usize, at: Instant);
+}
+
 /// The lock and the row of the seat.
 #[derive(Default)]
 pub(super) struct SeatRow {
-    pub(super) lock: Option<Arc<Connection>>,
+    pub(super) lock: Option<Arc<dyn Peer>>,
     /// The process that raised the epoch.
     pub(super) owner: Option<u32>,
     pub(super) epoch: u64,
@@ -140,10 +156,10 @@ impl Database {
         })
     }
 
-    pub(super) fn connected(&self, connection: &Arc<Connection>) {
+    pub(super) fn connected(&self, connection: Weak<dyn Peer>) {
         let mut connections = self.connections.lock();
         connections.retain(|other| other.upgrade().is_some_and(|other| !other.is_gone()));
-        connections.push(Arc::downgrade(connection));
+        connections.push(connection);
     }
 
     pub(super) fn is_lost(&self) -> bool {
@@ -176,7 +192,7 @@ impl Database {
     /// Makes one transaction for a node. `link` is the connection's number; `check` may refuse it.
     pub(super) async fn transaction<T>(
         &self,
-        node: &Arc<Connection>,
+        node: &dyn Peer,
         link: u64,
         check: impl FnOnce(&mut SeatRow) -> Result<(), StoreError>,
         change: impl Future<Output = Result<T, StoreError>>,
@@ -217,7 +233,7 @@ impl Database {
 
     /// Notifies all nodes, some of them late.
     fn announce(&self, rows: usize) {
-        let nodes: Vec<Arc<Connection>> = self.connections.lock().iter().filter_map(Weak::upgrade).collect();
+        let nodes: Vec<Arc<dyn Peer>> = self.connections.lock().iter().filter_map(Weak::upgrade).collect();
         for node in nodes.iter().filter(|node| !node.is_gone()) {
             let delay = if self.is_lost() { self.up_to(LATEST_NEWS) } else { self.latency() };
             node.hear(rows, Instant::now() + delay);

@@ -9,7 +9,7 @@ use rand::{RngExt, rngs::StdRng};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    database::Weather,
+    database::{Peer, Weather},
     machine::{Machine, World},
 };
 

@@ -1,6 +1,9 @@
 //! What was promised and what happened, and every broken promise.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -21,7 +24,7 @@ pub(super) struct Journal(Mutex<State>);
 struct State {
     started: Instant,
     is_printed: bool,
-    violations: Vec<String>,
+    violations: Vec<(Duration, String)>,
     /// A digest of all that happened, in its order.
     trace: u64,
     /// By the id of the HTTP request that brought them.
@@ -78,7 +81,8 @@ impl Journal {
     }
 
     pub(super) fn violations(&self) -> Vec<String> {
-        self.0.lock().violations.clone()
+        let state = self.0.lock();
+        state.violations.iter().map(|(at, what)| format!("after {at:?}: {what}")).collect()
     }
 
     pub(super) fn trace(&self) -> u64 {
@@ -239,7 +243,7 @@ impl Journal {
 impl State {
     fn violated(&mut self, what: String) {
         let at = self.started.elapsed();
-        self.violations.push(format!("after {at:?}: {what}"));
+        self.violations.push((at, what));
     }
 
     fn event(&mut self, what: &str) {

@@ -100,7 +100,7 @@ impl Machine {
             clock.resume(world.database.seat.lock().time.as_ref());
             let number = world.processes.fetch_add(1, Ordering::Relaxed);
             let is_cut = Arc::clone(&self.is_cut);
-            let connection = Connection::open(&world.database, number, process.clone(), clock, is_cut);
+            let connection = Connection::open(&world.database, number, &process, clock, is_cut);
             let (ended, exit) = (CancellationToken::new(), CancellationToken::new());
             let run = Run { process: process.clone(), connection, queue: None, ended: ended.clone() };
             *self.run.lock() = Some(run.clone());
