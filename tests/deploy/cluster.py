@@ -1,9 +1,10 @@
-"""Runs what `docker compose --profile cluster up` runs, as processes of this machine: PostgreSQL, three nodes, and HAProxy with
+"""Runs what `docker compose --profile cluster up` runs, as processes of this machine: PostgreSQL, Redis, three nodes, and HAProxy with
 the shipped configuration in front. Streams events, kills the dispatcher, and stops a node, while clients ask.
 
     python tests/deploy/cluster.py PATH_OF_CEOAGENT
 """
 
+import concurrent.futures
 import contextlib
 import http.client
 import http.server
@@ -12,6 +13,7 @@ import os
 import pathlib
 import pwd
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -79,7 +81,7 @@ def is_dispatcher(port):
 class Cluster:
     def __init__(self, binary, folder, claude, start):
         self.binary, self.folder, self.claude, self.start = binary, pathlib.Path(folder), claude, start
-        self.proxy, self.database, *self.ports = free_ports(NODES + 2)
+        self.proxy, self.database, self.redis, *self.ports = free_ports(NODES + 3)
         self.nodes = {}
 
     def start_database(self):
@@ -102,6 +104,10 @@ class Cluster:
         address = ["-q", "-h", "127.0.0.1", "-p", str(self.database)]
         until("the start of PostgreSQL", lambda: subprocess.run([newest / "bin/pg_isready", *address]).returncode == 0)
 
+    def start_redis(self):
+        server = shutil.which("redis-server") or "valkey-server"
+        self.start([server, "--port", str(self.redis), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"], cwd="/")
+
     def start_proxy(self):
         """The shipped configuration, with the ports of this machine in place of compose's names."""
         config = pathlib.Path("deploy/haproxy/haproxy.cfg").read_text(encoding="utf-8")
@@ -120,7 +126,7 @@ class Cluster:
             "HOST": "127.0.0.1", "PORT": str(port), "DATA_DIR": str(folder), "PROMPTS_DIR": os.path.abspath("prompts"),
             "ADMIN_TOKEN": TOKEN, "WEBHOOK_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=",
             "DATABASE_URL": f"postgres://ceoagent:{PASSWORD}@127.0.0.1:{self.database}/postgres?sslmode=disable",
-            "ANTHROPIC_API_KEY": "sk-test", "ANTHROPIC_BASE_URL": self.claude.url, "TRUSTED_PROXIES": "127.0.0.1",
+            "REDIS_URL": f"redis://127.0.0.1:{self.redis}", "ANTHROPIC_API_KEY": "sk-test", "ANTHROPIC_BASE_URL": self.claude.url, "TRUSTED_PROXIES": "127.0.0.1",
             "PATH": os.environ["PATH"],
         }
         self.nodes[port] = self.start([self.binary, "serve"], env=environment, cwd=folder)
@@ -213,20 +219,23 @@ def check_address(cluster):
         told = {"X-Forwarded-For": f"203.0.113.{number}", "authorization": "Bearer wrong"}
         return ask(cluster.proxy, "/api/v1/admin/stats", address=address, **told)[0]
 
-    answers = {refusal(CLIENT_ADDRESS, number) for number in range(WRONG_TOKENS * NODES + 1)}
+    # Each node counts for itself while Redis does not answer.
+    wrong = range(WRONG_TOKENS * (NODES + 1) + 1)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        answers = set(pool.map(lambda number: refusal(CLIENT_ADDRESS, number), wrong))
     assert answers == {401, 429}, answers
     assert refusal(OTHER_ADDRESS, 1) == 401
 
 
 def check_stream(cluster):
-    """The first event arrives while Claude still answers."""
+    """From every node the first half of an answer arrives while Claude has not said the second."""
     claude = cluster.claude
     claude.hold()
     _, _, job = ask(cluster.proxy, "/api/v1/analyze", {"query": "Should we stream?"})
     url = f"http://127.0.0.1:{cluster.proxy}/api/v1/jobs/{job['id']}/events"
     with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as stream:
         events = (line.decode().removeprefix("event: ").strip() for line in stream if line.startswith(b"event: "))
-        assert next(events) == "status"
+        assert any(event == "progress" for event in events)
         claude.release()
         assert any(event == "done" for event in events)
 
@@ -301,11 +310,13 @@ def main(binary):
             cluster.start_proxy()
             check_refusal(cluster)
             cluster.start_database()
+            cluster.start_redis()
             for port in cluster.ports:
                 cluster.start_node(port)
             until("readiness behind the proxy", lambda: is_ready(cluster.proxy))
             check_address(cluster)
-            check_stream(cluster)
+            for _ in range(NODES):
+                check_stream(cluster)
             check_loss(cluster)
         except BaseException:
             log.seek(0)

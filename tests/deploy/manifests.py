@@ -75,7 +75,7 @@ def check_cluster(found):
     asleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] > asleep + SHUTDOWN_GRACE_SECONDS, "attempts would be cut"
     ports = [port["port"] for rule in one(found, "NetworkPolicy")["spec"]["egress"] for port in rule["ports"]]
-    assert 5432 in ports, "the nodes can't reach PostgreSQL"
+    assert {5432, 6379} <= set(ports), "the nodes can't reach PostgreSQL or Redis"
 
 
 def check(kustomize, folder):

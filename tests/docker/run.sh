@@ -171,20 +171,23 @@ compose stop ceoagent
 compose down -v
 
 say "Images of the cluster"
-image_of() { sed -n "s/^    image: \($1:.*\)$/\1/p" docker-compose.yml; }
-PROXY_IMAGE="$(image_of haproxy)" POSTGRES_IMAGE="$(image_of postgres)"
-if ! timeout 60 docker pull -q "$PROXY_IMAGE" || ! timeout 60 docker pull -q "$POSTGRES_IMAGE"; then
-    PROXY_IMAGE="proxy:$CEOAGENT_TAG" POSTGRES_IMAGE="postgres:$CEOAGENT_TAG"
-    debootstrap --variant=minbase --include=haproxy,postgresql,wget bookworm "$work/base" >/dev/null
+image_of() { sed -n "s|^    image: \($1:.*\)$|\1|p" docker-compose.yml; }
+PROXY_IMAGE="$(image_of haproxy)" POSTGRES_IMAGE="$(image_of postgres)" REDIS_IMAGE="$(image_of valkey/valkey)"
+pull_all() { for pulled in "$PROXY_IMAGE" "$POSTGRES_IMAGE" "$REDIS_IMAGE"; do timeout 60 docker pull -q "$pulled" || return; done; }
+if ! pull_all; then
+    PROXY_IMAGE="proxy:$CEOAGENT_TAG" POSTGRES_IMAGE="postgres:$CEOAGENT_TAG" REDIS_IMAGE="redis:$CEOAGENT_TAG"
+    debootstrap --variant=minbase --include=haproxy,postgresql,redis-server,wget bookworm "$work/base" >/dev/null
     install -m 0755 tests/docker/postgres.sh "$work/base/usr/local/bin/"
+    ln -s redis-server "$work/base/usr/bin/valkey-server"
     chroot "$work/base" install -d -o postgres -g postgres /var/lib/postgresql/data
     tar -C "$work/base" -c . > "$work/base.tar"
     docker import -c 'USER haproxy' -c 'CMD ["haproxy", "-W", "-db", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]' \
         "$work/base.tar" "$PROXY_IMAGE" >/dev/null
     docker import -c 'VOLUME /var/lib/postgresql/data' -c 'CMD ["postgres.sh"]' "$work/base.tar" "$POSTGRES_IMAGE" >/dev/null
+    docker tag "$PROXY_IMAGE" "$REDIS_IMAGE"
     rm -rf "$work/base" "$work/base.tar"
 fi
-export PROXY_IMAGE POSTGRES_IMAGE
+export PROXY_IMAGE POSTGRES_IMAGE REDIS_IMAGE
 
 say "Three nodes behind the proxy"
 bash -c "$(sed -n '/^cat >> .env <<END$/,/^END$/p' docs/deploy.md)"
