@@ -152,6 +152,8 @@ enum Source {
 struct Hands {
     wall: AtomicI64,
     monotonic: AtomicI64,
+    /// They also run with the time of tokio from then on.
+    running_since: Option<tokio::time::Instant>,
 }
 
 #[derive(Debug)]
@@ -194,7 +196,15 @@ impl Clock {
     /// A clock that stands at `start` until it is [advanced](Clock::advance).
     pub fn manual(start: Timestamp) -> Clock {
         let wall = AtomicI64::new(start.as_millis().saturating_mul(1_000));
-        Clock::of(Source::Manual(Arc::new(Hands { wall, monotonic: AtomicI64::new(0) })))
+        Clock::of(Source::Manual(Arc::new(Hands { wall, monotonic: AtomicI64::new(0), running_since: None })))
+    }
+
+    /// A manual clock that also runs with the time of tokio, which tests pause.
+    #[cfg(test)]
+    pub(crate) fn running(start: Timestamp) -> Clock {
+        let wall = AtomicI64::new(start.as_millis().saturating_mul(1_000));
+        let running_since = Some(tokio::time::Instant::now());
+        Clock::of(Source::Manual(Arc::new(Hands { wall, monotonic: AtomicI64::new(0), running_since })))
     }
 
     /// The clock of the service's next run on the same machine.
@@ -317,7 +327,10 @@ impl Source {
                 let machine = micros(SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default());
                 (machine.saturating_add(ahead.load(Ordering::SeqCst)), micros(since_boot()))
             }
-            Source::Manual(hands) => (hands.wall.load(Ordering::SeqCst), hands.monotonic.load(Ordering::SeqCst)),
+            Source::Manual(hands) => {
+                let run = hands.running_since.map_or(0, |since| micros(since.elapsed()));
+                (hands.wall.load(Ordering::SeqCst) + run, hands.monotonic.load(Ordering::SeqCst) + run)
+            }
         }
     }
 }

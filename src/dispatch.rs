@@ -28,6 +28,7 @@ use crate::{
     agent::{Agent, Analyst},
     digest::Lane,
     limits::Permit,
+    process,
     queue::{Claim, Lanes, Proposal, Reserved, Standby},
     worker::Worker,
 };
@@ -76,7 +77,7 @@ impl<A: Analyst> Dispatcher<A> {
         let dispatcher = Dispatcher(Arc::new(Inner { worker, slots, retry_at, prefetch, tracker: tracker.clone() }));
         let standby: Weak<dyn Standby> = Arc::downgrade(&dispatcher.0) as _;
         dispatcher.0.worker.queue.set_standby(standby);
-        tracker.spawn(async move {
+        tracker.spawn(process::task(async move {
             let Worker { closing, metrics, .. } = &dispatcher.0.worker;
             // Without it no job would be claimed any more.
             while let Some(Err(_)) =
@@ -86,7 +87,7 @@ impl<A: Analyst> Dispatcher<A> {
                 error!("the dispatcher panicked; it goes on");
                 closing.run_until_cancelled(tokio::time::sleep(CLAIM_RETRY)).await;
             }
-        });
+        }));
     }
 
     async fn run(&self) {
@@ -102,7 +103,7 @@ impl<A: Analyst> Dispatcher<A> {
             // None if the job has been cancelled, or was handed over, meanwhile.
             if let Some(proposal) = queue.propose(&Lanes::Only(permit.lanes().to_vec())) {
                 // A task of its own, which is never dropped half-way: a durable claim must reach its attempt.
-                tracker.spawn(self.clone().claim(proposal, permit, slot));
+                tracker.spawn(process::task(self.clone().claim(proposal, permit, slot)));
             }
         }
     }
@@ -152,6 +153,6 @@ impl<A: Analyst> Reserved for Place<A> {
     fn start(self: Box<Self>, claim: Claim) {
         let Place { dispatcher, slot, permit, _token } = *self;
         let tracker = dispatcher.0.tracker.clone();
-        tracker.spawn(async move { dispatcher.attempt(claim, permit, slot).await });
+        tracker.spawn(process::task(async move { dispatcher.attempt(claim, permit, slot).await }));
     }
 }

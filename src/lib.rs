@@ -51,6 +51,7 @@ pub mod job;
 pub mod ledger;
 pub mod limits;
 pub mod metrics;
+pub mod process;
 pub mod prompts;
 pub mod queue;
 pub mod redis;
@@ -60,6 +61,9 @@ pub mod sweeper;
 pub mod telemetry;
 pub mod webhook;
 pub mod worker;
+
+#[cfg(test)]
+mod simulation;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -58,6 +58,7 @@ use crate::{
         FailureCode,
         disposition::{Scope, SharedFailure},
     },
+    process,
 };
 
 /// How often a used up budget is checked: the day may turn at any moment, as the wall clock can be set.
@@ -130,6 +131,7 @@ impl Limits {
                 }
             };
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(wait) => {}
                 () = changed => {}
                 () = more => {}
@@ -254,7 +256,7 @@ impl Limits {
 
     /// Closes the gate of the model or of the account, if enough different questions met the failure.
     pub fn block(&self, model: &str, failure: &SharedFailure, question: u64, detail: &str) -> Ruling {
-        let (now, random) = (Instant::now(), rand::random());
+        let (now, random) = (Instant::now(), process::random_unit());
         let mut ruling = Ruling::Alone;
         self.change(|state| {
             let gate = match failure.scope {

@@ -140,6 +140,7 @@ impl<A: Analyst> Worker<A> {
         let attempt =
             async { timeout(plan.call.time_limit + ATTEMPT_GRACE, self.agent.attempt(plan, &on_progress)).await };
         let ended = tokio::select! {
+            biased;
             ended = AssertUnwindSafe(attempt).catch_unwind() => Some(ended),
             () = lost.cancelled() => None,
             () = self.heartbeat(claim) => None,

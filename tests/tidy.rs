@@ -9,13 +9,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer, topmost first, and what it may import besides itself and the leaves.
-const LAYERS: [(&str, &str); 24] = [
+const LAYERS: [(&str, &str); 25] = [
     ("main", "cli"),
     ("cli", "app http::openapi analysis claude::simulator store::archive job"),
     (
         "app",
         "http auth dashboard dispatch worker sweeper webhook redis agent queue audit history registry store store::sled store::postgres limits prompts claude analysis ledger job",
     ),
+    // All nodes of a cluster in one test.
+    ("simulation", "dispatch worker sweeper agent queue registry store limits ledger claude job"),
     // These two show memos, and why calls to Claude are held.
     ("http", "auth agent::models webhook queue audit history registry store limits prompts analysis ledger job"),
     ("dashboard", "queue audit registry limits analysis ledger job"),
@@ -42,7 +44,7 @@ const LAYERS: [(&str, &str); 24] = [
 ];
 
 /// Anyone may import these; they import nothing of the crate.
-const LEAVES: [&str; 5] = ["config", "clock", "digest", "metrics", "telemetry"];
+const LEAVES: [&str; 6] = ["config", "clock", "digest", "metrics", "process", "telemetry"];
 
 /// Leave to import the module around these is no leave to import them.
 const NAMED_ONLY: [&str; 3] = ["store::sled", "store::postgres", "claude::simulator"];

@@ -2,13 +2,32 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter, clock::Clock as _, clock::DefaultClock};
+use governor::{
+    Quota, RateLimiter,
+    clock::Clock,
+    middleware::NoOpMiddleware,
+    state::{InMemoryState, NotKeyed},
+};
 use tokio::time::Instant;
 
 use crate::clock::{Moments, Timestamp};
 
 /// The share of a limit that is used: clocks and networks are not exact, and a refused call costs more than a later one.
 const SHARE: f64 = 0.98;
+
+type Limiter = RateLimiter<NotKeyed, InMemoryState, TokioClock, NoOpMiddleware<Duration>>;
+
+/// Time since a moment, by the clock that all waiting uses: it stands still in tests with paused time.
+#[derive(Clone, Copy, Debug)]
+struct TokioClock(Instant);
+
+impl Clock for TokioClock {
+    type Instant = Duration;
+
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
 
 /// A limit that an answer named, and when its call began.
 pub(super) type Named = Option<(NonZeroU32, Timestamp)>;
@@ -22,16 +41,17 @@ pub(super) struct Bucket {
     /// The upstream's limit, and when the call began whose answer named it.
     named: Option<(NonZeroU32, Instant)>,
     burst: Duration,
-    limiter: DefaultDirectRateLimiter,
-    clock: DefaultClock,
+    limiter: Limiter,
+    clock: TokioClock,
     /// Units that were reserved and not used; below zero, used and not reserved.
     balance: i64,
 }
 
 impl Bucket {
     pub(super) fn new(cap: Option<NonZeroU32>, start: NonZeroU32, burst: Duration) -> Bucket {
-        let limiter = limiter(cap.unwrap_or(start), burst);
-        Bucket { cap, start, named: None, burst, limiter, clock: DefaultClock::default(), balance: 0 }
+        let clock = TokioClock(Instant::now());
+        let limiter = limiter(cap.unwrap_or(start), burst, clock);
+        Bucket { cap, start, named: None, burst, limiter, clock, balance: 0 }
     }
 
     pub(super) fn take(&mut self, units: u32) -> Result<(), Duration> {
@@ -113,7 +133,7 @@ impl Bucket {
     }
 
     fn apply(&mut self) {
-        self.limiter = limiter(self.per_minute(), self.burst);
+        self.limiter = limiter(self.per_minute(), self.burst, self.clock);
         // A new bucket is full, but it is not known what the account has left.
         let _ = self.limiter.check_n(capacity(self.per_minute(), self.burst));
         self.balance = self.balance.min(0);
@@ -126,12 +146,12 @@ fn capacity(per_minute: NonZeroU32, burst: Duration) -> NonZeroU32 {
     NonZeroU32::new(units.min(f64::from(u32::MAX)) as u32).unwrap_or(NonZeroU32::MIN)
 }
 
-fn limiter(per_minute: NonZeroU32, burst: Duration) -> DefaultDirectRateLimiter {
+fn limiter(per_minute: NonZeroU32, burst: Duration, clock: TokioClock) -> Limiter {
     let period = Duration::from_secs_f64(60.0 / (f64::from(per_minute.get()) * SHARE));
     // The quota takes no period of zero; and more than a billion units a second are no limit.
     let quota =
         Quota::with_period(period.max(Duration::from_nanos(1))).unwrap_or_else(|| Quota::per_minute(per_minute));
-    RateLimiter::direct(quota.allow_burst(capacity(per_minute, burst)))
+    RateLimiter::direct_with_clock(quota.allow_burst(capacity(per_minute, burst)), clock)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::{
         caller::{self, Caller},
     },
     metrics::kind,
+    process,
     store::StoreError,
 };
 
@@ -221,7 +222,7 @@ struct Outliving<T: Send + 'static>(Option<Pin<Box<dyn Future<Output = T> + Send
 impl<T: Send + 'static> Drop for Outliving<T> {
     fn drop(&mut self) {
         if let (Some(call), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
-            runtime.spawn(call);
+            runtime.spawn(process::task(async move { drop(call.await) }));
         }
     }
 }

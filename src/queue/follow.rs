@@ -140,6 +140,7 @@ impl Follower {
                 }
             };
             tokio::select! {
+                biased;
                 () = changed => {}
                 () = more => {}
                 () = tokio::time::sleep(WAIT_POLL) => {}

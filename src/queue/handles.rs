@@ -145,6 +145,12 @@ impl Queue {
         Ok(queue)
     }
 
+    /// Panics unless the board has exactly these jobs.
+    #[cfg(test)]
+    pub(crate) fn assert_board_has(&self, pending: Vec<Arc<crate::job::Job>>) {
+        self.0.board.assert_consistent(pending);
+    }
+
     pub fn work(&self) -> WorkQueue {
         WorkQueue(Arc::clone(&self.0))
     }

@@ -50,6 +50,7 @@ impl Queue {
                 return self.0.get(waiting.job()).await;
             }
             tokio::select! {
+                biased;
                 () = signalled => {}
                 () = waiting.signal().notified() => {}
                 () = tokio::time::sleep_until(waiting.until().min(now + CHANCE_POLL)) => {}

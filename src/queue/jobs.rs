@@ -47,6 +47,7 @@ impl Queue {
                 return self.0.get(id).await;
             }
             tokio::select! {
+                biased;
                 () = signalled => {}
                 () = tokio::time::sleep_until(until.min(Instant::now() + WAIT_POLL)) => {}
                 () = self.0.closing.cancelled() => {}

@@ -90,6 +90,7 @@ impl WorkQueue {
         let now = self.0.now();
         let wait = self.0.board.next_due().map_or(at_most, |due| due.since(now).min(at_most));
         tokio::select! {
+            biased;
             () = tokio::time::sleep(wait) => {}
             () = self.0.due.notified() => {}
         }

@@ -53,7 +53,11 @@ impl Waiters {
     }
 
     pub(super) fn notify_all(&self) {
-        self.0.lock().values().for_each(|waited| waited.signal.notify_waiters());
+        let mut waited: Vec<(JobId, Arc<Notify>)> =
+            self.0.lock().iter().map(|(id, waited)| (*id, Arc::clone(&waited.signal))).collect();
+        // In the same order in every run.
+        waited.sort_unstable_by_key(|(id, _)| *id);
+        waited.iter().for_each(|(_, signal)| signal.notify_waiters());
     }
 
     /// How many clients wait.
@@ -221,7 +225,8 @@ impl Running {
 
     /// Stops the attempts whose jobs are, by now, not theirs. `pending` gives a job as long as it has not ended.
     pub(super) fn check_all(&self, pending: impl Fn(JobId) -> Option<Arc<Job>>) {
-        let ids: Vec<JobId> = self.own.lock().keys().copied().collect();
+        let mut ids: Vec<JobId> = self.own.lock().keys().copied().collect();
+        ids.sort_unstable();
         for id in ids {
             match pending(id) {
                 Some(job) => self.check(&job),

@@ -25,6 +25,7 @@ use crate::{
     job::{
         Attempt, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobId, JobRequest, disposition::Disposition,
     },
+    process,
     store::{ClaimedJob, StoreError},
 };
 
@@ -254,7 +255,7 @@ impl WorkQueue {
     /// that is not the attempt's any more stays as it is.
     pub async fn settle(&self, job: &Job, disposition: &Disposition, report: AttemptReport) {
         let mut pause = Duration::from_millis(100);
-        let event = event_after(job, disposition, report, &self.0.policy.retries, rand::random(), self.0.now());
+        let event = event_after(job, disposition, report, &self.0.policy.retries, process::random_unit(), self.0.now());
         loop {
             match self.0.transition(job.id, event.clone()).await {
                 Ok(_) => {
