@@ -200,7 +200,7 @@ impl App {
         copies.extend([Arc::clone(&auth) as Arc<dyn Live>, Arc::clone(&caps) as _, upkeep as _]);
         copies.push(Arc::new(prompts.clone()));
         copies.extend(memo.map(|memo| memo as _));
-        duties.begin(seat, fault.clone()).await?;
+        duties.begin(seat).await?;
 
         // From here on nothing fails: tasks that run already would outlive a failed start.
         announce_access(auth.is_open(), address, tuning.is_simulated);

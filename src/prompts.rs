@@ -145,7 +145,7 @@ impl Prompts {
     /// Shares the prompts with the other nodes of the database: these use theirs, or theirs are used here, if there are any.
     ///
     /// # Errors
-    /// [`PromptError::NotShared`], and what is wrong with theirs.
+    /// [`PromptError::NotShared`].
     pub async fn share(&self, registry: Registry) -> Result<(), PromptError> {
         let own = sources(&self.versions());
         match registry.get::<BTreeMap<String, Source>>(SETTING).await? {
@@ -157,7 +157,10 @@ impl Prompts {
                     "the prompts of this folder are not in use: they differ from those of the other nodes. To have all nodes \
                      use them, reload the prompts on this node (SIGHUP)"
                 );
-                self.adopt(theirs)?;
+                if let Err(error) = self.adopt(theirs) {
+                    error!(%error, "this version can't use the prompts in the database; all nodes are to use this folder's");
+                    registry.put(SETTING.to_owned(), &own).await?;
+                }
             }
         }
         let _ = self.0.registry.set(registry);

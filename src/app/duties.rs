@@ -1,9 +1,8 @@
 //! What one node does for all nodes of a database: it makes the calls, sends the webhooks, and lets time pass. A service on
 //! its own disk does it from its start on, a node of a database once it has the seat.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -18,6 +17,9 @@ use crate::{
     worker::Worker,
 };
 
+/// Pause after a take-over that failed.
+const RETRY: Duration = Duration::from_secs(1);
+
 pub(super) struct Duties {
     pub(super) worker: Worker,
     /// At most so many calls at once.
@@ -30,38 +32,52 @@ pub(super) struct Duties {
 }
 
 impl Duties {
-    /// Takes them over now, or once this node has the seat. A failure in the latter case goes to `faults`.
+    /// Takes them over now, or once this node has the seat.
     ///
     /// # Errors
-    /// [`StartError`].
-    pub(super) async fn begin(self, seat: Option<Seat>, faults: mpsc::Sender<StartError>) -> Result<(), StartError> {
-        let Some(mut seat) = seat else { return self.take_over().await };
-        if seat.is_free().await {
-            return self.take_over().await;
+    /// [`StartError`], of a take-over now.
+    pub(super) async fn begin(self, seat: Option<Seat>) -> Result<(), StartError> {
+        let mut later = None;
+        if let Some(mut seat) = seat
+            && !seat.is_free().await
+        {
+            later = Some(seat);
         }
+        let Some(mut seat) = later else {
+            self.prepare().await?;
+            self.take_over();
+            return Ok(());
+        };
         info!("another node makes the calls; this one takes over when that one ends");
         let (tracker, closing) = (self.tracker.clone(), self.worker.closing.clone());
         tracker.spawn(async move {
             let taking_over = async {
                 seat.taken().await;
+                // The database may have trouble just then.
+                while let Err(error) = self.prepare().await {
+                    warn!(%error, "this node can't make calls yet; trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
                 info!("this node makes the calls from now on");
-                self.take_over().await
+                self.take_over();
             };
-            if let Some(Err(error)) = closing.run_until_cancelled(taking_over).await {
-                let _ = faults.send(error).await;
-            }
+            closing.run_until_cancelled(taking_over).await;
         });
         Ok(())
     }
 
-    async fn take_over(self) -> Result<(), StartError> {
-        let Duties { worker, calls, webhooks, upkeep, memo, tracker } = self;
-        let Worker { queue, closing, metrics, .. } = &worker;
-        upkeep.reload(upkeep.prefix()).await?;
-        if let Some(memo) = &memo {
+    /// What comes before the first call. It can be repeated.
+    async fn prepare(&self) -> Result<(), StartError> {
+        self.upkeep.reload(self.upkeep.prefix()).await?;
+        if let Some(memo) = &self.memo {
             memo.take_over().await?;
         }
-        recover(queue).await.map_err(StartError::Recovery)?;
+        recover(&self.worker.queue).await.map_err(StartError::Recovery)
+    }
+
+    fn take_over(self) {
+        let Duties { worker, calls, webhooks, upkeep, memo, tracker } = self;
+        let Worker { queue, closing, metrics, .. } = &worker;
         metrics.dispatcher.set(1);
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
         tracker.spawn(webhooks.run(closing.clone()));
@@ -71,7 +87,6 @@ impl Duties {
         }
         Dispatcher::start(worker, calls, &tracker);
         tracker.spawn(async move { upkeep.run().await });
-        Ok(())
     }
 }
 

@@ -236,8 +236,8 @@ pub async fn import(
             target = Some(open);
         }
         counting.add(&batch)?;
-        restored += batch.len() as u64;
         if let Some(target) = target.as_ref().filter(|_| is_new) {
+            restored += batch.len() as u64;
             let failed = |error| TransferError::Store(to.clone(), error);
             archive::restore(&*target.store, std::mem::take(&mut batch)).await.map_err(failed)?;
         }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     app,
-    store::archive::{Checker, Kind},
+    store::archive::{ArchiveError, Checker, Kind},
 };
 
 const PAGE_LINES: usize = 100;
@@ -126,7 +126,9 @@ impl Import {
         }
         match checker.finish() {
             // Of a line that could not be read nothing is known, so the counts can't agree.
-            _ if refused > 0 => Ok(ExitCode::from(INCOMPLETE)),
+            Err(ArchiveError::Count { .. } | ArchiveError::Checksum(_)) | Ok(()) if refused > 0 => {
+                Ok(ExitCode::from(INCOMPLETE))
+            }
             checked => {
                 checked.context("what could be read was imported")?;
                 Ok(ExitCode::SUCCESS)

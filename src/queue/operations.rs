@@ -160,6 +160,8 @@ impl Operations {
     /// # Errors
     /// [`QueueError::Unavailable`]; then the queue goes on.
     pub async fn pause(&self, by: &str) -> Result<Pause, QueueError> {
+        // Another node may have paused or resumed it a moment ago.
+        self.0.paused.refresh().await?;
         if let Some(paused) = self.paused() {
             return Ok(paused);
         }
@@ -173,6 +175,7 @@ impl Operations {
     /// # Errors
     /// [`QueueError::Unavailable`]; then the queue stays paused.
     pub async fn resume(&self) -> Result<(), QueueError> {
+        self.0.paused.refresh().await?;
         if self.paused().is_none() {
             return Ok(());
         }

@@ -51,6 +51,11 @@ impl Switch {
         self.state.read().is_some()
     }
 
+    /// Reads what is stored.
+    pub(super) async fn refresh(&self) -> Result<(), Unavailable> {
+        self.reload(SETTING).await
+    }
+
     /// Stores the change, then makes it.
     pub(super) async fn set(&self, paused: Option<Pause>) -> Result<(), Unavailable> {
         match &paused {

@@ -116,6 +116,7 @@ impl PostgresStore {
             trouble: Mutex::default(),
             lost: CancellationToken::new(),
             standing: watch::Sender::new(Standing::Unknown),
+            newest: watch::Sender::new(0),
             beat_at: Mutex::new(Instant::now()),
         });
         let (changes, changes_lane) = mpsc::channel(PLACES);

@@ -23,6 +23,9 @@ const OLDEST_SERVER: i32 = 150_000;
 /// The advisory lock under which the schema is created.
 const SCHEMA_LOCK: i64 = i64::from_be_bytes(*b"ceoagen2");
 
+/// How often a start looks for a pooler.
+const POOLER_LOOKS: usize = 8;
+
 /// Longest time to connect, with TLS and authentication.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -237,15 +240,21 @@ async fn check(client: &Client) -> Result<(), OpenError> {
 async fn check_session(client: &Client, other: &Client) -> Result<(), OpenError> {
     const PID: &str = "select pg_backend_pid()";
     let pid = async |client: &Client| Ok::<i32, OpenError>(client.query_one(PID, &[]).await?.try_get(0)?);
-    let before = pid(client).await?;
-    // A pooler that shares connections between statements refuses it; a server does not.
-    if let Err(error) = other.batch_execute("begin").await {
-        return Err(if error.as_db_error().is_some() { OpenError::Pooled } else { error.into() });
+    // Other nodes may use the pooler at the same moment, so that a single look can miss it.
+    for _ in 0..POOLER_LOOKS {
+        let before = pid(client).await?;
+        // A pooler that shares connections between statements refuses it; a server does not.
+        if let Err(error) = other.batch_execute("begin").await {
+            return Err(if error.as_db_error().is_some() { OpenError::Pooled } else { error.into() });
+        }
+        let others = pid(other).await?;
+        let after = pid(client).await?;
+        other.batch_execute("rollback").await?;
+        if before == others || before != after {
+            return Err(OpenError::Pooled);
+        }
     }
-    let others = pid(other).await?;
-    let after = pid(client).await?;
-    other.batch_execute("rollback").await?;
-    if before == others || before != after { Err(OpenError::Pooled) } else { Ok(()) }
+    Ok(())
 }
 
 /// Creates the schema, or checks its version.

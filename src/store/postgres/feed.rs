@@ -15,12 +15,22 @@ use super::{
 };
 use crate::{job::Job, ledger::Day, store::record};
 
-/// Most rows that a node reads at a time. One that is further behind reads all pending jobs instead.
+/// Most rows that a node reads at a time.
 pub(super) const MAX_ROWS: i64 = 4_096;
+
+/// Whether more rows may follow.
+pub(super) fn is_full(rows: &[Row]) -> bool {
+    i64::try_from(rows.len()).is_ok_and(|rows| rows == MAX_ROWS)
+}
+
+/// The format of a row.
+const VERSION: u8 = 0;
 
 /// What a transaction changed, and the sums after it.
 #[derive(Serialize, Deserialize)]
 struct Body {
+    /// The first byte.
+    version: u8,
     /// Records of the changed jobs, in order.
     jobs: Vec<Vec<u8>>,
     counts: Counts,
@@ -37,7 +47,7 @@ pub(super) fn encode(batch: &Batch, state: &State, ledger: &LedgerRows) -> Resul
     let ledger =
         rows.map(|((day, model), sums)| (u32::try_from(*day).unwrap_or(u32::MAX), model.clone(), sums.clone()));
     let settings = batch.settings.keys().cloned().collect();
-    let body = Body { jobs, counts: state.counts, ledger: ledger.collect(), settings };
+    let body = Body { version: VERSION, jobs, counts: state.counts, ledger: ledger.collect(), settings };
     postcard::to_stdvec(&body).map_err(|error| error.to_string())
 }
 
@@ -57,10 +67,15 @@ pub(super) fn apply(rows: &[Row], state: &mut State) -> Result<News, OpenError> 
     let mut news = News::default();
     for row in rows {
         let n: i64 = row.try_get(0)?;
-        if n != state.n + 1 || i64::try_from(rows.len()).is_ok_and(|rows| rows == MAX_ROWS) {
+        if n != state.n + 1 {
             return Err(OpenError::Behind);
         }
-        let body: Body = postcard::from_bytes(row.try_get(1)?).map_err(unreadable)?;
+        let bytes: &[u8] = row.try_get(1)?;
+        if bytes.first().is_some_and(|version| *version > VERSION) {
+            let newer = "a newer ceoagent wrote it: start the newer one on this node too";
+            return Err(OpenError::Unreadable(newer.to_owned()));
+        }
+        let body: Body = postcard::from_bytes(bytes).map_err(unreadable)?;
         for job in &body.jobs {
             news.jobs.push(Arc::new(record::decode(job).map_err(OpenError::Unreadable)?));
         }

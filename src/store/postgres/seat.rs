@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_postgres::types::ToSql;
 use tracing::{error, warn};
@@ -37,6 +37,9 @@ const SILENCE: Duration = Duration::from_secs(5);
 
 /// A holder has so long to come back after this node lost its own connection.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// A holder whose writer does not work for so long, although the database answers, leaves the seat to another node.
+const BROKEN: Duration = Duration::from_secs(30);
 
 /// Beats after which the holder deletes rows of the feed as old. A node that has not read them reads all pending jobs.
 const BEATS_PER_TRIM: u32 = 60;
@@ -69,7 +72,7 @@ pub(super) async fn run(shared: Arc<Shared>, writer: mpsc::WeakSender<Command>) 
                 let Some(writer) = writer.upgrade() else { return };
                 let asked = writer.send(Command::TakeSeat(reply)).await.is_ok();
                 drop(writer);
-                if asked && seated.await.is_ok() {
+                if asked && timeout(GRACE, seated).await.is_ok_and(|seated| seated.is_ok()) {
                     return Holder { link, has_lock: true, shared }.hold().await;
                 }
             }
@@ -81,29 +84,52 @@ pub(super) async fn run(shared: Arc<Shared>, writer: mpsc::WeakSender<Command>) 
 }
 
 /// Waits for the lock. It is held as long as its connection lives.
-async fn wait(shared: &Shared, mut is_outage: bool) -> Result<Link, OpenError> {
+async fn wait(shared: &Shared, is_outage: bool) -> Result<Link, OpenError> {
     let link = connect(&shared.database).await?;
-    // By this node's own clock: a jump of the server's must end no node.
-    let (mut beat, mut seen_at) = (None, Instant::now());
+    let mut holder = Silence::new(is_outage);
     loop {
         let asked_at = Instant::now();
-        let (is_free, newest) = ask(&link, !is_outage).await?;
+        let (is_free, beat) = ask(&link, shared, !holder.is_outage).await?;
         *shared.beat_at.lock() = asked_at;
         if is_free {
             return Ok(link);
         }
         shared.standing.send_if_modified(|standing| std::mem::replace(standing, Standing::Beside) == Standing::Unknown);
-        let patience = if is_outage { GRACE } else { SILENCE };
-        if beat.is_none_or(|beat| newest > beat) {
-            // A holder asks for its lock before it writes a beat.
-            is_outage &= beat.is_none();
-            (beat, seen_at) = (Some(newest), Instant::now());
-        } else if seen_at.elapsed() > patience {
+        if holder.is_silent(beat, Instant::now()) {
             warn!("the node with the seat is silent; ending its connections");
-            answer(link.client.query(include_str!("unseat.sql"), &[&newest])).await?;
-            (is_outage, seen_at) = (false, Instant::now());
+            answer(link.client.query(include_str!("unseat.sql"), &[&beat])).await?;
+            holder = Silence::new(false);
         }
         sleep(TRY_PAUSE).await;
+    }
+}
+
+/// How long the holder has written no beat, by this node's own clock: the server's may jump, and differs from that of a server
+/// which takes its place.
+struct Silence {
+    /// This node waits whether the holder comes back.
+    is_outage: bool,
+    beat: Option<(f64, Instant)>,
+}
+
+impl Silence {
+    fn new(is_outage: bool) -> Silence {
+        Silence { is_outage, beat: None }
+    }
+
+    /// Notes the newest beat. True if there was no other for too long.
+    fn is_silent(&mut self, newest: f64, now: Instant) -> bool {
+        match self.beat {
+            Some((beat, seen_at)) if beat.total_cmp(&newest).is_eq() => {
+                now - seen_at > if self.is_outage { GRACE } else { SILENCE }
+            }
+            known => {
+                // A holder asks for its lock before it writes a beat.
+                self.is_outage &= known.is_none();
+                self.beat = Some((newest, now));
+                false
+            }
+        }
     }
 }
 
@@ -119,6 +145,7 @@ impl Holder {
     async fn hold(mut self) {
         let shared = Arc::clone(&self.shared);
         let (mut beats, mut old, mut pause) = (0, 0, BEAT_PAUSE);
+        let mut broken_since = None;
         loop {
             tokio::select! {
                 () = sleep(pause) => {}
@@ -127,7 +154,15 @@ impl Holder {
             pause = BEAT_PAUSE;
             let sent_at = Instant::now();
             match self.beat(&shared.clock).await {
-                Ok(true) => *shared.beat_at.lock() = sent_at,
+                Ok(true) => {
+                    *shared.beat_at.lock() = sent_at;
+                    let is_broken = shared.trouble.lock().is_some();
+                    broken_since = is_broken.then(|| broken_since.unwrap_or(sent_at));
+                    if broken_since.is_some_and(|since: Instant| since.elapsed() > BROKEN) {
+                        error!("this node can't write to the database; it leaves the seat to another and ends");
+                        return shared.lost.cancel();
+                    }
+                }
                 Ok(false) => {
                     error!("another node has taken the seat; this process has to end");
                     return shared.lost.cancel();
@@ -135,7 +170,7 @@ impl Holder {
                 Err(error) => {
                     warn!(%error, "the seat's beat could not be written; connecting again");
                     // Without the lock this node has the seat until another raises the epoch.
-                    self.has_lock = false;
+                    (self.has_lock, broken_since) = (false, None);
                     if let Ok(link) = connect(&shared.database).await {
                         (self.link, pause) = (link, Duration::ZERO);
                     }
@@ -143,7 +178,8 @@ impl Holder {
             }
             beats += 1;
             if beats % BEATS_PER_TRIM == 0 {
-                let trimmed = answer(self.link.client.execute(include_str!("trim_feed.sql"), &[&old])).await;
+                // By another connection: the next beat must not wait.
+                let trimmed = shared.readers.read(include_str!("trim_feed.sql"), &[&old]).await;
                 if let Err(error) = trimmed {
                     warn!(%error, "failed to delete old rows of the feed; trying again");
                 }
@@ -155,11 +191,14 @@ impl Holder {
     /// Asks for the lock again if it was lost, and writes a beat. False if another node has the seat.
     async fn beat(&mut self, clock: &Clock) -> Result<bool, OpenError> {
         if !self.has_lock {
-            (self.has_lock, _) = ask(&self.link, true).await?;
+            (self.has_lock, _) = ask(&self.link, &self.shared, true).await?;
         }
         let time = postcard::to_stdvec(&clock.save()).unwrap_or_default();
         let beat = [&self.shared.database.node as &(dyn ToSql + Sync), &time];
-        Ok(answer(self.link.client.execute(include_str!("beat.sql"), &beat)).await? > 0)
+        let row = answer(self.link.client.query_opt(include_str!("beat.sql"), &beat)).await?;
+        let Some(row) = row else { return Ok(false) };
+        self.shared.saw(row.try_get(0)?);
+        Ok(true)
     }
 }
 
@@ -171,7 +210,26 @@ async fn connect(database: &Database) -> Result<Link, OpenError> {
 }
 
 /// Asks for the lock, if `wants_lock`. Returns whether it was free, and the time of the newest beat.
-async fn ask(link: &Link, wants_lock: bool) -> Result<(bool, f64), OpenError> {
+async fn ask(link: &Link, shared: &Shared, wants_lock: bool) -> Result<(bool, f64), OpenError> {
     let row = answer(link.client.query_one(include_str!("try_seat.sql"), &[&SEAT_LOCK, &wants_lock])).await?;
+    shared.saw(row.try_get(2)?);
     Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_is_silent_once_its_beat_stays_the_same_and_not_when_the_clock_of_the_server_goes_back() {
+        let start = Instant::now();
+        let mut holder = Silence::new(false);
+        let mut is_silent = |beat, seconds| holder.is_silent(beat, start + Duration::from_secs(seconds));
+        assert!(!is_silent(3_600.0, 0) && !is_silent(1.0, 4) && !is_silent(2.0, 8), "each of them is a beat");
+        assert!(!is_silent(2.0, 13) && is_silent(2.0, 14));
+        let mut holder = Silence::new(true);
+        let mut is_silent = |beat, seconds| holder.is_silent(beat, start + Duration::from_secs(seconds));
+        assert!(!is_silent(1.0, 0) && !is_silent(1.0, 10), "it may come back after an outage");
+        assert!(!is_silent(2.0, 11) && is_silent(2.0, 17), "it came back");
+    }
 }

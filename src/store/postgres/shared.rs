@@ -31,6 +31,8 @@ pub(super) struct Shared {
     pub(super) lost: CancellationToken,
     /// Whether this node has the seat.
     pub(super) standing: watch::Sender<Standing>,
+    /// The newest row of the feed that the task of the seat saw: the writer's own connection may miss a notification.
+    pub(super) newest: watch::Sender<i64>,
     /// When this node last asked for the seat, or wrote a beat, and the server answered.
     pub(super) beat_at: Mutex<Instant>,
 }
@@ -68,6 +70,11 @@ impl Shared {
     /// Whether this node hears of changes by others as they are made.
     pub(super) fn hears(&self) -> bool {
         self.trouble().is_none() && self.beat_at.lock().elapsed() <= HEARING_LIMIT
+    }
+
+    /// Has the writer read the feed up to this row, if it has not.
+    pub(super) fn saw(&self, n: i64) {
+        self.newest.send_if_modified(|newest| std::mem::replace(newest, n.max(*newest)) < n);
     }
 
     pub(super) fn set_trouble(&self, trouble: Option<String>) {

@@ -40,6 +40,9 @@ const MAX_BYTES: usize = 4 << 20;
 /// First and longest pause between two tries to connect.
 const CONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
+/// Longest read of all pending jobs.
+const READ_TIMEOUT: Duration = Duration::from_mins(5);
+
 /// Longest wait for the end of a transaction that failed.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -102,6 +105,7 @@ impl Writer {
 
     pub(super) async fn run(mut self) {
         let lost = self.shared.lost.clone();
+        let mut newest = self.shared.newest.subscribe();
         loop {
             let closed = self.session.link.closed.clone();
             let command = match self.next.take() {
@@ -117,6 +121,7 @@ impl Writer {
                         continue;
                     }
                     Ok(()) = self.session.link.newest.changed() => None,
+                    Ok(()) = newest.changed() => None,
                     command = self.lanes.next() => match command {
                         None => return,
                         command => command,
@@ -203,8 +208,8 @@ impl Writer {
     async fn take_seat(&mut self, is_first: bool) -> Result<(), OpenError> {
         let n = self.shared.state.read().n;
         let (news, epoch) = self.session.take_seat(n, &self.shared.database.node, is_first).await?;
-        self.epoch = Some(epoch);
         self.apply(&news)?;
+        self.epoch = Some(epoch);
         self.shared.standing.send_replace(Standing::Seated);
         Ok(())
     }
@@ -281,6 +286,9 @@ impl Writer {
         let n = self.shared.state.read().n;
         let (news, mut batch) = self.session.begin(needs, n, self.epoch).await?;
         self.apply(&news)?;
+        if feed::is_full(&news) {
+            return Err(OpenError::Behind);
+        }
         batch.skipped = self.shared.clock.skipped(IdempotencyKey::WINDOW);
         batch.next_seq = self.shared.state.read().counts.next_seq;
         Ok(batch)
@@ -288,13 +296,19 @@ impl Writer {
 
     /// Reads what other nodes have committed.
     async fn catch_up(&mut self) -> Result<(), OpenError> {
-        let newest = *self.session.link.newest.borrow_and_update();
-        let n = self.shared.state.read().n;
-        // Else it is a commit of this node, or one that it has read under the lock.
-        if n < newest {
-            self.apply(&self.session.catch_up(n).await?)?;
+        let newest = (*self.session.link.newest.borrow_and_update()).max(*self.shared.newest.borrow());
+        loop {
+            let n = self.shared.state.read().n;
+            // Else it is a commit of this node, or one that it has read under the lock.
+            if n >= newest {
+                return Ok(());
+            }
+            let rows = self.session.catch_up(n).await?;
+            self.apply(&rows)?;
+            if !feed::is_full(&rows) {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Makes changes of other nodes visible and notifies the feed.
@@ -357,7 +371,8 @@ impl Writer {
 /// Reads the sums over all jobs, the ledger and all pending jobs, as of one moment, and resets the feed.
 async fn read_all(shared: &Shared, session: &Session) -> Result<(), OpenError> {
     let feed = shared.feed.lock().clone();
-    let (mut state, pending) = session.read_all(feed.is_some()).await?;
+    let reading = timeout(READ_TIMEOUT, session.read_all(feed.is_some()));
+    let (mut state, pending) = reading.await.map_err(|_| OpenError::Connect("no answer".to_owned()))??;
     state.counts.next_seq = state.counts.next_seq.max(shared.state.read().counts.next_seq);
     let totals = state.totals();
     shared.set_state(state);
