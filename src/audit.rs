@@ -15,10 +15,10 @@ use tracing::{info, warn};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::registry::Unavailable;
 use crate::{
     clock::{Clock, Timestamp},
     ids::{self, Ids},
+    registry::Unavailable,
     store,
 };
 

@@ -225,7 +225,7 @@ impl Clock {
         moment(self.time().0.now)
     }
 
-    /// The machine's clock: for what others compare with their clocks.
+    /// The machine's clock, or that of the database: for what others compare with their clocks.
     pub fn wall(&self) -> Timestamp {
         moment(self.0.source.read().0)
     }

@@ -226,7 +226,7 @@ pub(super) fn policy(
     };
     Policy {
         node: node(settings, address),
-        // One process at a time has the store: it holds the lock of the files, or the seat of the database. So all processes
+        // One process at a time makes attempts: it holds the lock of the files, or the seat of the database. So all processes
         // are starts of one node.
         owner: Owner::new(OWN_NODE, rand::random()),
         workers: workers(settings),

@@ -16,7 +16,8 @@ use crate::{
 #[tokio::test(flavor = "multi_thread")]
 async fn every_node_streams_the_text_of_a_call_that_another_makes_and_goes_on_where_one_left_off() {
     let (postgres, redis, claude) = (Postgres::start(), RedisServer::start(), simulator().await);
-    claude.script([Fault::SlowBytes { bytes: 100, pause: Duration::from_millis(50) }]);
+    // Longer than Redis is left alone after a slow answer.
+    claude.script([Fault::SlowBytes { bytes: 60, pause: Duration::from_millis(80) }]);
     let url = postgres.create("jobs");
     let start = || node(&claude.base_url(), &url).with("REDIS_URL", &redis.url()).start();
     let (caller, other) = (start(), start());
@@ -75,7 +76,8 @@ async fn a_node_starts_without_its_redis_and_notes_that_until_it_is_connected() 
     }
     redis.signal("CONT");
     let (_, log) = service.terminate();
-    assert_eq!(log.matches("Redis can't be used").count(), 2, "{log}");
+    // Any slow answer is such a moment too.
+    assert!(log.matches("Redis can't be used").count() >= 2, "{log}");
 }
 
 #[test]

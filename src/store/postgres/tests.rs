@@ -274,5 +274,10 @@ async fn hints_and_changed_settings_reach_every_node() {
     one.put("key/a".to_owned(), "{}".to_owned()).await.unwrap();
     while timeout(PATIENCE, watch.recv()).await.unwrap().unwrap() != "key/a" {}
     assert_eq!(other.prefix("key/").await.unwrap(), [("key/a".to_owned(), "{}".to_owned())]);
-    assert!(one.is_watch_live() && other.is_watch_live());
+    let are_live = async {
+        while !one.is_watch_live() || !other.is_watch_live() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, are_live).await.unwrap();
 }
