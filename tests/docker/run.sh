@@ -192,11 +192,12 @@ export PROXY_IMAGE POSTGRES_IMAGE REDIS_IMAGE
 say "Three nodes behind the proxy"
 bash -c "$(sed -n '/^cat >> .env <<END$/,/^END$/p' docs/deploy.md)"
 cluster() { compose -f docker-compose.yml -f tests/docker/cluster.yml --profile cluster "$@"; }
+# Sets `node`.
 dispatcher() {
     for node in node1 node2 node3; do
         # From within, because the image has no other program: a node that is not the dispatcher answers too.
         docker run --rm --network "${COMPOSE_PROJECT_NAME}_default" --entrypoint wget "$PROXY_IMAGE" -qO- "http://$node:8000/metrics" \
-            | grep -q '^ceoagent_dispatcher 1$' && echo "$node" && return
+            | grep -c '^ceoagent_dispatcher 1$' >/dev/null && return
     done
     return 1
 }
@@ -212,7 +213,7 @@ for id in "$first" "$second" "$third"; do succeeded "$id" || fail "job $id is go
 accepts "Does the cluster accept?" || fail "the cluster accepts no question"
 before="$id"
 until_true "a dispatcher" dispatcher
-docker kill "$(cluster ps -q "$(dispatcher)")" >/dev/null
+docker kill "$(cluster ps -q "$node")" >/dev/null
 until_true "another question after the kill of a node" accepts "Does it go on?"
 known "$before" && known "$id" || fail "a question is lost after the kill of a node"
 cluster down
