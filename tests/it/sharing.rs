@@ -17,7 +17,7 @@ use crate::{
 async fn every_node_streams_the_text_of_a_call_that_another_makes_and_goes_on_where_one_left_off() {
     let (postgres, redis, claude) = (Postgres::start(), RedisServer::start(), simulator().await);
     // Longer than Redis is left alone after a slow answer.
-    claude.script([Fault::SlowBytes { bytes: 60, pause: Duration::from_millis(80) }]);
+    claude.script([Fault::SlowBytes { bytes: 200, pause: Duration::from_millis(50) }]);
     let url = postgres.create("jobs");
     let start = || node(&claude.base_url(), &url).with("REDIS_URL", &redis.url()).start();
     let (caller, other) = (start(), start());
