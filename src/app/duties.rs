@@ -36,14 +36,12 @@ impl Duties {
     ///
     /// # Errors
     /// [`StartError`], of a take-over now.
-    pub(super) async fn begin(self, seat: Option<Seat>) -> Result<(), StartError> {
-        let mut later = None;
-        if let Some(mut seat) = seat
-            && !seat.is_free().await
-        {
-            later = Some(seat);
-        }
-        let Some(mut seat) = later else {
+    pub(super) async fn begin(self, mut seat: Option<Seat>) -> Result<(), StartError> {
+        let is_now = match &mut seat {
+            Some(seat) => seat.is_free().await,
+            None => true,
+        };
+        let (Some(mut seat), false) = (seat, is_now) else {
             self.prepare().await?;
             self.take_over();
             return Ok(());

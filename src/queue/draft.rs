@@ -88,7 +88,7 @@ impl Draft {
         (!rest.is_empty()).then(|| (start, rest.to_owned()))
     }
 
-    /// At most `most` bytes of what follows the first `from`, without a part of a character.
+    /// The text after the first `from` bytes, at most `most` bytes. It ends between two characters.
     pub(super) fn piece(&self, from: usize, most: usize) -> Option<String> {
         let text = self.text.lock();
         let rest = text.get(from..)?;

@@ -31,7 +31,7 @@ const MAX_PIECES: usize = 64;
 /// Most texts that are removed at once. If so many can't be removed, they are forgotten: nobody reads them.
 const MAX_REMOVED: usize = 1_000;
 
-/// Carries the text of running attempts between nodes. All calls return soon, whatever the state of what is behind them.
+/// Carries the text of running attempts between nodes. All calls return soon, even if the server does not answer.
 #[async_trait]
 pub trait TextRelay: Send + Sync {
     /// Adds pieces to the texts that are there. A piece from the start replaces the text, one behind a gap is not added. Gives

@@ -359,7 +359,7 @@ impl Expectation {
     }
 }
 
-/// So many of what was seen, evenly spread over it.
+/// A sample of this size, evenly spread over what was seen.
 fn sample(seen: &VecDeque<f64>) -> Vec<f64> {
     if seen.len() <= ENOUGH_TOTALS {
         return seen.iter().copied().map(rounded).collect();

@@ -30,7 +30,7 @@ impl Postgres {
         Postgres::start_in(None, settings)
     }
 
-    /// With its data in a folder that is there already, and its log of changes elsewhere.
+    /// With its data in an existing folder, and its log of changes elsewhere.
     pub(crate) fn start_in(data: Option<PathBuf>, settings: &[&str]) -> Postgres {
         let mut postgres = Postgres::new(data, settings);
         let mut initdb = program("initdb");

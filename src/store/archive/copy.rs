@@ -99,7 +99,7 @@ impl Reader {
     }
 }
 
-/// Whoever makes the attempt of a running job does so for this store, and not where the job arrives.
+/// A running job arrives without an owner: its attempt belongs to the store that it comes from.
 fn unowned(record: JobRecord) -> JobRecord {
     JobRecord { job: Job { owner: None, ..record.job }, ..record }
 }
