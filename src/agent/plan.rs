@@ -85,6 +85,27 @@ impl Plan {
     pub fn model(&self) -> &str {
         &self.call.model
     }
+
+    /// The plan of an analyst that stands in for the agent.
+    #[cfg(test)]
+    pub(crate) fn stand_in(call: MessageRequest, at_risk: AtRisk, made_at: Timestamp) -> Plan {
+        Plan {
+            call,
+            depth: Depth::Full,
+            is_reduced: false,
+            names_model: false,
+            repair: None,
+            is_of_caller: false,
+            refused_by: Vec::new(),
+            prompt_version: String::new(),
+            prompt_sha256: String::new(),
+            asked_again_after: None,
+            text_bytes: 1,
+            input_bytes: 1,
+            at_risk,
+            made_at,
+        }
+    }
 }
 
 /// Plans calls. Clones share what is known of the models.

@@ -86,8 +86,8 @@ impl Rates {
         Ok(())
     }
 
-    /// Takes submissions from the quota that the nodes share. `Ok(false)` if there is none, or it can't be asked now: then
-    /// [`Rates::take`] counts. A refusal that this node can foresee is not asked for.
+    /// Takes submissions from the quota that the nodes share. `Ok(false)` if nodes share none, or if it can't be reached: then
+    /// [`Rates::take`] counts. If this node knows that they will be refused, it does not ask.
     pub(super) async fn take_shared(&self, who: Caller, submits: usize) -> Result<bool, Refused> {
         let Some(shared) = &self.shared else { return Ok(false) };
         let Some((limit, count)) = self.counted(who, submits)? else { return Ok(false) };

@@ -15,7 +15,7 @@ use crate::{
     },
     claude::message::{MessageRequest, OnProgress},
     job::{
-        AtRisk, AttemptError, AttemptReport, Depth, FailureClass, FailureCode, JobRequest, TokenUsage,
+        AtRisk, AttemptError, AttemptReport, FailureClass, FailureCode, JobRequest, TokenUsage,
         disposition::{Disposition, Scope, SharedFailure},
     },
     store::JobStore,
@@ -117,22 +117,7 @@ impl Analyst for Caller {
             time_limit: MINUTE,
             ..MessageRequest::default()
         };
-        Ok(Plan {
-            call,
-            depth: Depth::Full,
-            is_reduced: false,
-            names_model: false,
-            repair: None,
-            is_of_caller: false,
-            refused_by: Vec::new(),
-            prompt_version: String::new(),
-            prompt_sha256: String::new(),
-            asked_again_after: None,
-            text_bytes: 1,
-            input_bytes: 1,
-            at_risk: AT_RISK,
-            made_at: assignment.now,
-        })
+        Ok(Plan::stand_in(call, AT_RISK, assignment.now))
     }
 
     async fn attempt(&self, plan: &Plan, on_progress: OnProgress<'_>) -> (Disposition, AttemptReport) {

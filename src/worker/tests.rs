@@ -17,7 +17,7 @@ use crate::{
     digest::ModelKey,
     dispatch::Dispatcher,
     job::{
-        AtRisk, AttemptOutcome, Depth, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, JobStatus, Listing,
+        AtRisk, AttemptOutcome, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, JobStatus, Listing,
         disposition::{Scope, SharedFailure},
     },
     ledger::Spending,
@@ -52,22 +52,8 @@ impl Analyst for Scripted {
             time_limit: PATIENCE,
             ..MessageRequest::default()
         };
-        Ok(Plan {
-            call,
-            depth: Depth::Full,
-            is_reduced: false,
-            names_model: false,
-            repair: None,
-            is_of_caller: false,
-            refused_by: Vec::new(),
-            prompt_version: String::new(),
-            prompt_sha256: String::new(),
-            asked_again_after: None,
-            text_bytes: 1,
-            input_bytes: 1,
-            at_risk: AtRisk { input_tokens: 1, output_tokens: 2, nanodollars: None },
-            made_at: assignment.now,
-        })
+        let at_risk = AtRisk { input_tokens: 1, output_tokens: 2, nanodollars: None };
+        Ok(Plan::stand_in(call, at_risk, assignment.now))
     }
 
     async fn attempt(&self, plan: &Plan, _: &(dyn Fn(Progress<'_>) + Send + Sync)) -> (Disposition, AttemptReport) {
