@@ -5,6 +5,8 @@ import json
 import threading
 
 PIECE = 60
+# Limits that no test reaches, however fast its machine asks.
+PER_MINUTE = 100_000_000
 ACTIONS = ("do", "do_if", "pilot", "wait")
 
 
@@ -83,6 +85,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
+        for limit in ("requests", "input-tokens", "output-tokens"):
+            self.send_header(f"anthropic-ratelimit-{limit}-limit", PER_MINUTE)
         self.end_headers()
         try:
             self.stream(request["model"], json.dumps(memo, ensure_ascii=False))
