@@ -7,6 +7,7 @@
 //! Every implementation passes the suite [`contract`].
 
 pub mod archive;
+mod nodes;
 pub mod postgres;
 pub mod sled;
 mod traits;
@@ -23,6 +24,9 @@ pub(crate) mod fault;
 #[cfg(test)]
 pub(crate) mod memory;
 
-pub use self::traits::{
-    ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, Ledger, Outbox, Registry, Store, StoreError, Totals,
+pub use self::{
+    nodes::{Alone, Nodes},
+    traits::{
+        ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, Ledger, Outbox, Registry, Store, StoreError, Totals,
+    },
 };

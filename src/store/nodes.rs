@@ -1,0 +1,42 @@
+//! The processes that share a store: which one this is, which of them can be given calls, and whose calls may still be under
+//! way.
+
+use tokio::sync::watch;
+
+use crate::job::Owner;
+
+/// The nodes of a store. Answers from memory.
+pub trait Nodes: Send + Sync + 'static {
+    /// This node, as the owner of attempts. A new value means that the others may take it for lost, or did: it gives up the
+    /// calls of the former owner at once.
+    fn own(&self) -> watch::Receiver<Owner>;
+
+    /// Those that can be given calls at the moment. This node is one of them unless it stops.
+    fn ready(&self) -> Vec<Owner>;
+
+    /// Whether attempts of another node may still be under way.
+    fn may_run(&self, owner: Owner) -> bool;
+}
+
+/// The only node of a store.
+pub struct Alone(watch::Sender<Owner>);
+
+impl Alone {
+    pub fn new(owner: Owner) -> Alone {
+        Alone(watch::Sender::new(owner))
+    }
+}
+
+impl Nodes for Alone {
+    fn own(&self) -> watch::Receiver<Owner> {
+        self.0.subscribe()
+    }
+
+    fn ready(&self) -> Vec<Owner> {
+        vec![*self.0.borrow()]
+    }
+
+    fn may_run(&self, _: Owner) -> bool {
+        false
+    }
+}
