@@ -8,7 +8,7 @@
 //! - `door`: the listener and its connections
 //! - `duties`: what one node does for all
 //! - `error`: why the service can't start
-//! - `hints`: clients that wait, for the other nodes
+//! - `letters`: what nodes tell each other of waiting clients and of calls
 //! - `machine`: what the machine allows
 //! - `memo`: what the dispatcher knows, for the other nodes
 //! - `model_check`: whether the models exist
@@ -20,7 +20,7 @@
 mod door;
 mod duties;
 pub mod error;
-mod hints;
+mod letters;
 mod machine;
 mod memo;
 mod model_check;
@@ -43,10 +43,13 @@ use tokio::{
     sync::mpsc,
     task::{self, JoinHandle},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tracing::{error, info, warn};
 
-use self::{duties::Duties, error::StartError, memo::Memo, upkeep::Upkeep};
+use self::{duties::Duties, error::StartError, letters::Letters, memo::Memo, upkeep::Upkeep};
 pub use self::{
     parts::{Tuning, is_in_use},
     secrets::{admin_token_file, stored_admin_token},
@@ -62,6 +65,7 @@ use crate::{
         environment::{self, GatewayAccess},
     },
     dashboard::{self, Sessions},
+    dispatch::assigned,
     http::{self, api::Api, caps::Caps, failures::Failures, memory::MemoryBudget, memos::Memos, observe::RefusalLog},
     ledger::Spending,
     limits::Limits,
@@ -107,7 +111,12 @@ pub struct App {
     admin_token: SecretString,
     grace: Duration,
     closing: CancellationToken,
+    /// Follows attempts to their end.
     tracker: TaskTracker,
+    /// Follows claims until they are stored.
+    claims: TaskTracker,
+    /// Makes the attempts that other nodes claim for this one.
+    _assigned: Option<AbortOnDropHandle<()>>,
     prompts: Prompts,
     auth: Arc<Auth>,
     operations: Operations,
@@ -145,7 +154,8 @@ impl App {
         let budget = parts::budget(settings, &agent.planner, &clock, spending.clone())?;
         let limits = parts::limits(settings, &agent.planner, budget);
         let closing = CancellationToken::new();
-        let policy = parts::policy(settings, tuning, address, &agent.planner, &limits, &clock);
+        let nodes = parts::nodes(settings, address, database.as_deref());
+        let policy = parts::policy(settings, tuning, address, &agent.planner, &limits, &clock, nodes);
         let policy = parts::shared(policy, redis.as_ref());
         let queue = Queue::open(Arc::clone(&store), clock.clone(), policy, metrics.clone(), spending, closing.clone());
         let queue = queue.await.map_err(StartError::Recovery)?;
@@ -182,7 +192,7 @@ impl App {
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
-        let (tracker, operations) = (TaskTracker::new(), queue.operations());
+        let (tracker, claims, operations) = (TaskTracker::new(), TaskTracker::new(), queue.operations());
         let (fault, faults) = mpsc::channel(1);
         let duties = Duties {
             worker: worker.clone(),
@@ -191,6 +201,7 @@ impl App {
             upkeep: Arc::clone(&upkeep),
             memo: memo.clone(),
             tracker: tracker.clone(),
+            claims: claims.clone(),
         };
         if let Some(disk) = parts::disk_watch(settings, tuning, &metrics) {
             disk.look(&worker.queue).await;
@@ -199,16 +210,22 @@ impl App {
         let mut copies = operations.live();
         copies.extend([Arc::clone(&auth) as Arc<dyn Live>, Arc::clone(&caps) as _, upkeep as _]);
         copies.push(Arc::new(prompts.clone()));
-        copies.extend(memo.map(|memo| memo as _));
+        copies.extend(memo.clone().map(|memo| memo as _));
         duties.begin(seat).await?;
 
         // From here on nothing fails: tasks that run already would outlive a failed start.
         announce_access(auth.is_open(), address, tuning.is_simulated);
         tracker.spawn(sweeper::history::run(operations.clone(), closing.clone()));
-        if let Some(database) = database {
-            let node = parts::node(settings, address);
-            tracker.spawn(hints::run(queue.clone(), node, database, closing.clone()));
+        if let (Some(database), Some(memo)) = (&database, memo) {
+            let (queue, node, database) = (queue.clone(), parts::node(settings, address), Arc::clone(database));
+            tracker.spawn(Letters { queue, node, database, memo }.run(closing.clone()));
         }
+        let assigned = database.is_some().then(|| {
+            let (worker, tracker, queue) = (worker.clone(), tracker.clone(), queue.work());
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                tokio::join!(assigned::run(worker, tracker), queue.follow_own_node());
+            }))
+        });
         let following = closing.clone();
         tracker.spawn(async move { following.run_until_cancelled(registry.follow(copies)).await });
         if let Some(redis) = &redis {
@@ -232,6 +249,8 @@ impl App {
             grace,
             closing,
             tracker,
+            claims,
+            _assigned: assigned,
             prompts,
             auth,
             operations,

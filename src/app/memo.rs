@@ -33,7 +33,7 @@ pub(super) struct Memo {
     pub(super) limits: Limits,
     pub(super) models: Models,
     pub(super) clock: Clock,
-    /// Whether this node makes the calls. Held while it adopts what another one knows.
+    /// Held while it adopts what another one knows.
     pub(super) is_dispatcher: Mutex<bool>,
 }
 
@@ -45,6 +45,11 @@ struct State {
 }
 
 impl Memo {
+    /// Whether this node hands out the calls.
+    pub(super) fn is_dispatcher(&self) -> bool {
+        *self.is_dispatcher.lock()
+    }
+
     /// Starts with what the former dispatcher knew. Before the first claim.
     ///
     /// # Errors
@@ -54,7 +59,6 @@ impl Memo {
         let mut is_dispatcher = self.is_dispatcher.lock();
         *is_dispatcher = true;
         self.limits.take_over();
-        self.operations.take_over();
         Ok(())
     }
 

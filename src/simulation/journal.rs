@@ -113,10 +113,10 @@ impl Journal {
             life.ends.insert(end_of(job));
         }
         let was_final = before.is_some_and(JobState::is_final);
-        let was_running = matches!(before, Some(JobState::Running { .. }));
+        let was_running = matches!(before, Some(JobState::Running));
         let is_step = match job.state {
-            JobState::Running { .. } if was_running => job.attempt == attempt_before,
-            JobState::Running { .. } => !was_final && job.attempt == attempt_before + 1,
+            JobState::Running if was_running => job.attempt == attempt_before,
+            JobState::Running => !was_final && job.attempt == attempt_before + 1,
             JobState::Queued { .. } => before.is_none_or(|before| !matches!(before, JobState::Succeeded)),
             _ => !was_final,
         };

@@ -38,7 +38,7 @@ use crate::{
     process::Node,
     queue::{Policy, Queue, QueueError, WorkQueue, retry::RetryBounds},
     registry::{Registry, Unavailable},
-    store::Store,
+    store::{Alone, Store},
     sweeper,
     worker::Worker,
 };
@@ -154,7 +154,7 @@ impl Machine {
             metrics: world.metrics.clone(),
             closing,
         };
-        Dispatcher::start(worker, world.settings.calls_at_once, &TaskTracker::new());
+        Dispatcher::start(worker, world.settings.calls_at_once, &TaskTracker::new(), &TaskTracker::new());
         // What was started above lives as long as the process.
         std::future::pending::<()>().await;
     }
@@ -178,14 +178,14 @@ impl Machine {
 }
 
 async fn recover(work: &WorkQueue) -> Result<(), QueueError> {
-    work.recover().await?;
+    work.end_lost().await?;
     while work.end_overdue().await? > 0 {}
     Ok(())
 }
 
 fn policy(settings: &Settings, process: u32) -> Policy {
     Policy {
-        owner: Owner::new("embedded", process),
+        nodes: Arc::new(Alone::new(Owner::new("embedded", process))),
         workers: settings.calls_at_once,
         retries: RetryBounds {
             other: 3,
@@ -230,7 +230,6 @@ impl Memo {
             self.limits.adopt(memo, &Moments::now(&self.clock));
         }
         self.limits.take_over();
-        self.queue.operations().take_over();
         Ok(())
     }
 

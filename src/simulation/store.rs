@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::connection::Connection;
 use crate::{
     clock::Timestamp,
+    digest::ModelKey,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         Owner, delivery::Delivery,
@@ -53,11 +54,11 @@ impl JobStore for NodeStore {
         &self,
         id: JobId,
         owner: Owner,
-        lease_until: Timestamp,
+        asks: Option<ModelKey>,
         now: Timestamp,
     ) -> Result<ClaimedJob, StoreError> {
         let store = self.database();
-        let claimed = self.0.write(async move { store.claim(id, owner, lease_until, now).await }).await?;
+        let claimed = self.0.write(async move { store.claim(id, owner, asks, now).await }).await?;
         self.0.database.journal.granted(self.0.number, &claimed.job);
         Ok(claimed)
     }

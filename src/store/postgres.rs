@@ -63,6 +63,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, Timestamp},
+    digest::ModelKey,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         Owner,
@@ -269,11 +270,11 @@ impl JobStore for PostgresStore {
         &self,
         id: JobId,
         owner: Owner,
-        lease_until: Timestamp,
+        asks: Option<ModelKey>,
         now: Timestamp,
     ) -> Result<ClaimedJob, StoreError> {
         let needs = Needs { requests: vec![id], ..Needs::job(id) };
-        self.change(needs, move |batch| batch.claim(id, &JobEvent::Claim { owner, lease_until }, now)).await
+        self.change(needs, move |batch| batch.claim(id, &JobEvent::Claim { owner, asks }, now)).await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {

@@ -75,6 +75,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, Timestamp},
+    digest::ModelKey,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         Owner, delivery::Delivery,
@@ -169,8 +170,8 @@ impl JobStore for SledStore {
         self.write(size_of(&all), |batch| batch.import(all)).await
     }
 
-    async fn claim(&self, id: JobId, owner: Owner, lease_until: Timestamp, now: Timestamp) -> Result<ClaimedJob> {
-        let claim = JobEvent::Claim { owner, lease_until };
+    async fn claim(&self, id: JobId, owner: Owner, asks: Option<ModelKey>, now: Timestamp) -> Result<ClaimedJob> {
+        let claim = JobEvent::Claim { owner, asks };
         self.write(Size::ONE, move |batch| batch.claim(id, &claim, now)).await
     }
 

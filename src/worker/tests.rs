@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::{
     claude::message::MessageRequest,
-    clock::Clock,
+    clock::{Clock, Timestamp},
     config::values::RateCaps,
     digest::ModelKey,
     dispatch::Dispatcher,
@@ -106,7 +106,7 @@ impl Shop {
             closing: closing.clone(),
         };
         let tracker = TaskTracker::new();
-        Dispatcher::start(worker, 1, &tracker);
+        Dispatcher::start(worker, 1, &tracker, &TaskTracker::new());
         Shop { clock, store, queue, limits, metrics, closing, tracker }
     }
 
@@ -123,19 +123,10 @@ impl Shop {
     }
 
     /// Takes the job from its worker, as the sweeper of another process would.
-    async fn take_lease(&self, id: JobId) {
-        let expired = async {
-            loop {
-                let job = self.store.find(id).await.unwrap().unwrap();
-                let (attempt, lease_until) = (job.attempt, lease_until(&job));
-                let event = JobEvent::Expire { attempt, lease_until, retry_at: None, at_risk: None };
-                // A heartbeat may have extended it in between.
-                if self.store.transition(id, event, self.queue.now()).await.is_ok() {
-                    return;
-                }
-            }
-        };
-        timeout(PATIENCE, expired).await.expect("the lease can be taken");
+    async fn end_attempt(&self, id: JobId) {
+        let job = self.store.find(id).await.unwrap().unwrap();
+        let event = JobEvent::Expire { attempt: job.attempt, retry_at: None, at_risk: None };
+        self.store.transition(id, event, self.queue.now()).await.unwrap();
     }
 
     /// The job once it is as wanted, which nothing signals.
@@ -192,11 +183,6 @@ async fn next(told: &mut mpsc::UnboundedReceiver<&'static str>) -> &'static str 
     timeout(PATIENCE, told.recv()).await.expect("the attempt tells").unwrap()
 }
 
-fn lease_until(job: &Job) -> Timestamp {
-    let JobState::Running { lease_until } = job.state else { panic!("{job:?}") };
-    lease_until
-}
-
 #[tokio::test]
 async fn an_attempt_that_panics_fails_and_its_worker_lives_on() {
     let shop = Shop::open(|query| match query {
@@ -223,61 +209,21 @@ async fn an_attempt_that_panics_fails_and_its_worker_lives_on() {
 }
 
 #[tokio::test]
-async fn heartbeats_keep_the_lease_of_an_attempt_that_takes_long() {
-    let (shop, mut told) = endless().await;
-    let id = shop.ask("endless").await;
-    assert_eq!(next(&mut told).await, "started");
-    for _ in 0..10 {
-        shop.clock.advance(LEASE * 9 / 10);
-        let now = shop.queue.now();
-        shop.until(id, |job| lease_until(job) == now.plus(LEASE)).await;
-        shop.queue.work().sweep().await.unwrap();
-        let job = shop.store.find(id).await.unwrap().unwrap();
-        assert_eq!((job.attempt, job.status(now)), (1, JobStatus::Running));
-    }
-    assert_eq!(shop.metrics.leases_lost.get(), 0);
-    shop.queue.cancel(id).await.unwrap();
-    shop.close().await;
-}
-
-#[tokio::test]
-async fn a_heartbeat_that_the_store_can_not_take_is_followed_by_another() {
-    let (shop, mut told) = endless().await;
-    let id = shop.ask("endless").await;
-    assert_eq!(next(&mut told).await, "started");
-    for moment in [Moment::Before, Moment::After, Moment::Before] {
-        shop.store.fail_after(0, moment);
-        shop.clock.advance(LEASE / 2);
-        let now = shop.queue.now();
-        shop.until(id, |job| lease_until(job) == now.plus(LEASE)).await;
-        assert_eq!(shop.store.take_fired().len(), 1);
-    }
-    shop.queue.cancel(id).await.unwrap();
-    assert_eq!(next(&mut told).await, "stopped", "and not before");
-    shop.close().await;
-}
-
-#[tokio::test]
-async fn a_heartbeat_that_finds_its_lease_lost_stops_the_attempt_whose_late_settle_changes_nothing() {
+async fn the_late_settle_of_an_attempt_that_has_lost_its_job_changes_nothing() {
     let (shop, mut told) = endless().await;
     let id = shop.ask("endless").await;
     assert_eq!(next(&mut told).await, "started");
     let mine = shop.store.find(id).await.unwrap().unwrap();
-
-    // Nobody tells the attempt, so the heartbeat has to find out.
-    shop.store.set_deaf(true).await;
-    shop.take_lease(id).await;
+    shop.end_attempt(id).await;
     assert_eq!(next(&mut told).await, "stopped");
-    shop.store.set_deaf(false).await;
-    assert_eq!(shop.metrics.leases_lost.get(), 1);
     let lost = shop.queue.get(id).await.unwrap();
     assert_eq!(lost.job.state, JobState::Failed { code: FailureCode::OutcomeUnknown });
 
     let (_, report) = success();
     shop.queue.work().settle(&mine, &Disposition::Succeed, report).await;
     let after = shop.queue.get(id).await.unwrap();
-    assert_eq!((after.job, after.attempts.len()), (lost.job, 1), "a late settle changes nothing");
-    assert_eq!(shop.metrics.leases_lost.get(), 2);
+    assert_eq!((after.job, after.attempts.len()), (lost.job, 1));
+    assert_eq!(shop.metrics.leases_lost.get(), 1);
 
     let done = shop.ended(shop.ask("another").await).await;
     assert_eq!(done.job.state, JobState::Succeeded, "others are called for");
@@ -285,7 +231,7 @@ async fn a_heartbeat_that_finds_its_lease_lost_stops_the_attempt_whose_late_sett
 }
 
 #[tokio::test]
-async fn an_attempt_stops_at_once_when_its_job_is_cancelled_or_its_lease_taken() {
+async fn an_attempt_stops_at_once_when_its_job_is_cancelled_or_taken_from_it() {
     let (shop, mut told) = endless().await;
     let cancelled = shop.ask("endless").await;
     assert_eq!(next(&mut told).await, "started");
@@ -293,7 +239,7 @@ async fn an_attempt_stops_at_once_when_its_job_is_cancelled_or_its_lease_taken()
     assert_eq!(next(&mut told).await, "stopped");
     let expired = shop.ask("endless").await;
     assert_eq!(next(&mut told).await, "started");
-    shop.take_lease(expired).await;
+    shop.end_attempt(expired).await;
     assert_eq!(next(&mut told).await, "stopped");
     shop.close().await;
 }
@@ -352,13 +298,10 @@ async fn claimed_ahead() -> (Shop, mpsc::UnboundedReceiver<&'static str>, JobId,
 }
 
 #[tokio::test]
-async fn a_job_that_was_claimed_ahead_is_called_for_when_another_call_ends_and_keeps_its_lease_until_then() {
+async fn a_job_that_was_claimed_ahead_is_called_for_when_another_call_ends() {
     let (shop, mut told, called, ahead) = claimed_ahead().await;
-    for _ in 0..3 {
-        shop.clock.advance(LEASE * 9 / 10);
-        let now = shop.queue.now();
-        shop.until(ahead, |job| lease_until(job) == now.plus(LEASE)).await;
-    }
+    shop.clock.advance(LEASE * 3);
+    shop.queue.work().sweep().await.unwrap();
     assert!(told.try_recv().is_err(), "one call at a time");
     shop.queue.cancel(called).await.unwrap();
     assert_eq!([next(&mut told).await, next(&mut told).await], ["stopped", "started"]);
