@@ -132,6 +132,7 @@ impl PostgresStore {
             lost: CancellationToken::new(),
             standing: watch::Sender::new(Standing::Unknown),
             newest: watch::Sender::new(0),
+            unread: Mutex::default(),
             beat_at: Mutex::new(Instant::now()),
         });
         let nodes = Arc::new(KnownNodes::new(member));
