@@ -77,7 +77,7 @@ use crate::{
     store::{
         Store,
         archive::{self, Writer},
-        postgres::PostgresStore,
+        postgres::{Member, PostgresStore},
         sled::{
             SledStore,
             salvage::{self, SalvageError, Summary},
@@ -89,6 +89,9 @@ use crate::{
 };
 
 const CONNECTION_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a node that stops waits for its last claims before it leaves the rest to another.
+const CLAIM_GRACE: Duration = Duration::from_secs(3);
 
 /// Checks the settings as far as that is possible without a start.
 pub fn check(settings: &Settings) -> Result<(), StartError> {
@@ -122,6 +125,7 @@ pub struct App {
     operations: Operations,
     audit: Arc<AuditLog>,
     store: Arc<dyn Store>,
+    database: Option<Arc<PostgresStore>>,
     http: Handle<SocketAddr>,
     server: JoinHandle<io::Result<()>>,
     /// Receives an error if no model of the settings can be used, or this node can't take over from another.
@@ -142,7 +146,8 @@ impl App {
         secrets::guard_folder(&settings.data_dir);
         let metrics = Metrics::new();
         let redis = parts::redis(settings, &metrics).await?;
-        let (store, database, claude) = open(settings, access, &clock, &metrics).await?;
+        let name = parts::node(settings, address);
+        let (store, database, claude) = open(settings, (&name, tuning), access, &clock, &metrics).await?;
         let seat = database.as_ref().map(|database| database.seat());
         if let Some(origin) = archive::marked(&*store).await.map_err(Unavailable::from)? {
             store.close().await;
@@ -154,7 +159,7 @@ impl App {
         let budget = parts::budget(settings, &agent.planner, &clock, spending.clone())?;
         let limits = parts::limits(settings, &agent.planner, budget);
         let closing = CancellationToken::new();
-        let nodes = parts::nodes(settings, address, database.as_deref());
+        let nodes = parts::nodes(database.as_deref());
         let policy = parts::policy(settings, tuning, address, &agent.planner, &limits, &clock, nodes);
         let policy = parts::shared(policy, redis.as_ref());
         let queue = Queue::open(Arc::clone(&store), clock.clone(), policy, metrics.clone(), spending, closing.clone());
@@ -211,14 +216,15 @@ impl App {
         copies.extend([Arc::clone(&auth) as Arc<dyn Live>, Arc::clone(&caps) as _, upkeep as _]);
         copies.push(Arc::new(prompts.clone()));
         copies.extend(memo.clone().map(|memo| memo as _));
+        duties::recover(&worker.queue).await.map_err(StartError::Recovery)?;
         duties.begin(seat).await?;
 
         // From here on nothing fails: tasks that run already would outlive a failed start.
         announce_access(auth.is_open(), address, tuning.is_simulated);
         tracker.spawn(sweeper::history::run(operations.clone(), closing.clone()));
         if let (Some(database), Some(memo)) = (&database, memo) {
-            let (queue, node, database) = (queue.clone(), parts::node(settings, address), Arc::clone(database));
-            tracker.spawn(Letters { queue, node, database, memo }.run(closing.clone()));
+            let (queue, database) = (queue.clone(), Arc::clone(database));
+            tracker.spawn(Letters { queue, node: name, database, memo }.run(closing.clone()));
         }
         let assigned = database.is_some().then(|| {
             let (worker, tracker, queue) = (worker.clone(), tracker.clone(), queue.work());
@@ -235,6 +241,9 @@ impl App {
         }
         let api = api(settings, &queue, &worker, &prompts, (&auth, caps), (&store, &audit), (webhooks, redis));
         let shown = parts::shown(settings, tuning, address);
+        if let Some(database) = &database {
+            database.accept_calls();
+        }
         let router = http::router(api, |api| dashboard::router(api, sessions, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
         check_models(agent, closing.clone(), fault);
@@ -256,6 +265,7 @@ impl App {
             operations,
             audit,
             store,
+            database,
             http,
             server,
             faults,
@@ -308,6 +318,14 @@ impl App {
         info!(grace_s = self.grace.as_secs(), "stopping: running attempts may finish");
         self.closing.cancel();
         self.tracker.close();
+        if let Some(database) = &self.database {
+            self.claims.close();
+            if tokio::time::timeout(CLAIM_GRACE, self.claims.wait()).await.is_err() {
+                warn!("the last claims take long to store");
+            }
+            // From now on another node hands out the calls.
+            database.drain().await;
+        }
         if self.store.lost().is_cancelled() {
             warn!("running attempts end with an unknown outcome, because their end could not be stored");
         } else if tokio::time::timeout(self.grace, self.tracker.wait()).await.is_err() {
@@ -334,6 +352,7 @@ pub fn salvage<W: Write>(settings: &Settings, out: &mut Writer<W>) -> Result<Sum
 /// certificates.
 async fn open(
     settings: &Settings,
+    (name, tuning): (&str, Tuning),
     access: GatewayAccess,
     clock: &Clock,
     metrics: &Metrics,
@@ -344,7 +363,9 @@ async fn open(
     });
     let (clock, metrics) = (clock.clone(), metrics.clone());
     if let Some(url) = &settings.database_url {
-        let store = Arc::new(PostgresStore::open(url, &parts::common_settings(settings), clock, metrics).await?);
+        let common = parts::common_settings(settings);
+        let member = Member { name: Some(name), common: &common, lease: tuning.lease, ..Member::COMMAND };
+        let store = Arc::new(PostgresStore::open(url, &member, clock, metrics).await?);
         return Ok((Arc::clone(&store) as _, Some(store), client.await??));
     }
     let config = parts::store(&settings.data_dir, !settings.cache_ttl.is_zero());

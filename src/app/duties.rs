@@ -91,7 +91,7 @@ impl Duties {
 }
 
 /// Ends the attempts of processes that have ended, and overdue jobs.
-async fn recover(queue: &WorkQueue) -> Result<(), QueueError> {
+pub(super) async fn recover(queue: &WorkQueue) -> Result<(), QueueError> {
     let attempts = queue.end_lost().await?;
     if attempts > 0 {
         warn!(attempts, "attempts ended with an unknown outcome: their processes have ended");

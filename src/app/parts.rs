@@ -209,9 +209,9 @@ pub(super) fn node(settings: &Settings, address: SocketAddr) -> String {
 }
 
 /// The nodes that can make calls.
-pub(super) fn nodes(settings: &Settings, address: SocketAddr, database: Option<&PostgresStore>) -> Arc<dyn Nodes> {
-    let _ = (settings, address, database);
-    Arc::new(Alone::new(Owner::new(OWN_NODE, rand::random())))
+pub(super) fn nodes(database: Option<&PostgresStore>) -> Arc<dyn Nodes> {
+    let alone = || Arc::new(Alone::new(Owner::new(OWN_NODE, rand::random()))) as _;
+    database.map_or_else(alone, PostgresStore::nodes)
 }
 
 pub(super) fn policy(

@@ -475,7 +475,7 @@ mod tests {
     /// A job after `events`, one a second.
     fn record(events: &[JobEvent]) -> JobRecord {
         let mut job = Job::new(JobId::nil(), Priority::Normal, at(0));
-        job.deadline_at = Some(at(4));
+        job.deadline_at = Some(at(3));
         let mut attempts = Vec::new();
         for (event, now) in events.iter().zip(1..) {
             attempts.extend(job.closed_attempt(event, at(now)).map(Arc::new));

@@ -51,8 +51,8 @@ impl WorkQueue {
         let now = self.0.now();
         // Should the dispatcher have missed a signal.
         self.0.ready.notify_one();
-        self.end_lost().await?;
         let ended = self.end_overdue().await?;
+        self.end_lost().await?;
         let keep_for = self.0.policy.keep_finished_for;
         // A clock that has jumped ahead makes nothing old.
         let before = now.minus(keep_for).minus(self.0.clock.skipped(keep_for));
