@@ -475,7 +475,7 @@ mod tests {
     /// A job after `events`, one a second.
     fn record(events: &[JobEvent]) -> JobRecord {
         let mut job = Job::new(JobId::nil(), Priority::Normal, at(0));
-        job.deadline_at = Some(at(3));
+        job.deadline_at = Some(at(4));
         let mut attempts = Vec::new();
         for (event, now) in events.iter().zip(1..) {
             attempts.extend(job.closed_attempt(event, at(now)).map(Arc::new));
@@ -533,9 +533,10 @@ mod tests {
     fn a_result_is_passed_through_byte_for_byte() {
         let stored = r#"{"b":1,  "a":1.10}"#;
         let result = Some(RawValue::from_string(stored.to_owned()).unwrap());
+        let release = JobEvent::Release { attempt: 1, run_at: at(2), is_demoted: false, report: Arc::default() };
         let retry = JobEvent::Retry {
-            attempt: 1,
-            run_at: at(2),
+            attempt: 2,
+            run_at: at(4),
             class: FailureClass::Other,
             report: failing(FailureCode::InvalidOutput),
         };
@@ -570,13 +571,14 @@ mod tests {
 
     #[test]
     fn the_error_of_a_missed_deadline_is_not_that_of_an_earlier_attempt() {
+        let release = JobEvent::Release { attempt: 1, run_at: at(2), is_demoted: false, report: Arc::default() };
         let retry = JobEvent::Retry {
-            attempt: 1,
-            run_at: at(2),
+            attempt: 2,
+            run_at: at(4),
             class: FailureClass::Other,
             report: failing(FailureCode::Overloaded),
         };
-        let record = record(&[claim(), retry, JobEvent::MissDeadline]);
+        let record = record(&[claim(), release, claim(), retry, JobEvent::MissDeadline]);
         let view = JobView::new(&record, at(9), Include::ALL, &Memos::default());
         assert!(view.error.as_ref().unwrap().message.contains("deadline"));
         assert_eq!(view.respond_to_asker().status(), StatusCode::GATEWAY_TIMEOUT);
