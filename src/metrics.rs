@@ -119,6 +119,9 @@ metrics! {
     feed_position: Gauge = add(
         "feed_position", "Number of the newest change in the database that this node knows; 0 if jobs are in DATA_DIR"
     );
+    feed_live: Gauge = add(
+        "feed_live", "1 while this node hears of changes by other nodes within 2 seconds, or if jobs are in DATA_DIR"
+    );
     jobs: Family<KindLabel, Gauge> = add("jobs", "Stored jobs, by status");
     waiters: Gauge = add("waiters", "Clients that wait for a job");
     running_attempts: Gauge = add("running_attempts", "Running attempts");

@@ -185,6 +185,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.metrics.paused.set(i64::from(api.operations.paused().is_some()));
     api.metrics.queue_used.set(api.operations.used());
     api.metrics.store_available.set(i64::from(api.operations.trouble().is_none()));
+    api.metrics.feed_live.set(i64::from(api.store.is_watch_live()));
     rendered(&api.metrics)
 }
 

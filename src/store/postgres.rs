@@ -117,6 +117,7 @@ impl PostgresStore {
             lost: CancellationToken::new(),
             standing: watch::Sender::new(Standing::Unknown),
             newest: watch::Sender::new(0),
+            unread: Mutex::default(),
             beat_at: Mutex::new(Instant::now()),
         });
         let (changes, changes_lane) = mpsc::channel(PLACES);

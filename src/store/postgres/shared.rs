@@ -33,6 +33,9 @@ pub(super) struct Shared {
     pub(super) standing: watch::Sender<Standing>,
     /// The newest row of the feed that the task of the seat saw: the writer's own connection may miss a notification.
     pub(super) newest: watch::Sender<i64>,
+    /// A row of the feed that this node has to read, and since when it has to. Not the newest one: rows may come faster than
+    /// it reads.
+    pub(super) unread: Mutex<Option<(i64, Instant)>>,
     /// When this node last asked for the seat, or wrote a beat, and the server answered.
     pub(super) beat_at: Mutex<Instant>,
 }
@@ -51,7 +54,7 @@ pub(super) enum Standing {
 /// It begins nothing more.
 const BEAT_LIMIT: Duration = Duration::from_secs(4);
 
-/// Without an answer for so long, changes by others may not have come either.
+/// Without an answer for so long, changes by others may not have come either. With a row unread for so long, they have not.
 const HEARING_LIMIT: Duration = Duration::from_secs(2);
 
 impl Shared {
@@ -69,11 +72,20 @@ impl Shared {
 
     /// Whether this node hears of changes by others as they are made.
     pub(super) fn hears(&self) -> bool {
-        self.trouble().is_none() && self.beat_at.lock().elapsed() <= HEARING_LIMIT
+        let n = self.state.read().n;
+        let is_behind = self.unread.lock().is_some_and(|(row, since)| row > n && since.elapsed() > HEARING_LIMIT);
+        self.trouble().is_none() && self.beat_at.lock().elapsed() <= HEARING_LIMIT && !is_behind
     }
 
     /// Has the writer read the feed up to this row, if it has not.
     pub(super) fn saw(&self, n: i64) {
+        let read = self.state.read().n;
+        {
+            let mut unread = self.unread.lock();
+            if unread.is_none_or(|(row, _)| row <= read) {
+                *unread = (n > read).then(|| (n, Instant::now()));
+            }
+        }
         self.newest.send_if_modified(|newest| std::mem::replace(newest, n.max(*newest)) < n);
     }
 
