@@ -25,7 +25,7 @@ pub(crate) mod fault;
 pub(crate) mod memory;
 
 pub use self::{
-    nodes::{Alone, Nodes},
+    nodes::{Alone, LEASE, Nodes},
     traits::{
         ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, Ledger, Outbox, Registry, Store, StoreError, Totals,
     },

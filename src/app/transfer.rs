@@ -25,7 +25,7 @@ use crate::{
     store::{
         Store, StoreError,
         archive::{self, ArchiveError, Checker, Kind, Reader, Record, Scope, Tally, Writer},
-        postgres::{self, PostgresStore},
+        postgres::{self, Member, PostgresStore},
         sled::{self, SledStore},
     },
 };
@@ -313,7 +313,8 @@ impl Open {
                     postgres::OpenError::Connect(reason) => TransferError::Unreachable(place.clone(), reason),
                     error => TransferError::Database(place.clone(), error),
                 };
-                let store = PostgresStore::open(url, &[], clock.clone(), Metrics::new()).await.map_err(failed)?;
+                let store =
+                    PostgresStore::open(url, &Member::COMMAND, clock.clone(), Metrics::new()).await.map_err(failed)?;
                 let store = Arc::new(store);
                 let open =
                     Open { place: place.clone(), store: store.clone(), clock: clock.clone(), database: Some(store) };
