@@ -42,6 +42,9 @@ use crate::{
 /// Pause after a claim that failed because the store is unavailable.
 const CLAIM_RETRY: Duration = Duration::from_millis(500);
 
+/// How often the dispatcher looks whether the node that makes a call is there.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
 /// Jobs that are being claimed, called for or settled, for each call at once: the disk is at work on some while Claude is
 /// at work on others. The limits see to the number of calls.
 const JOBS_PER_CALL: usize = 2;
@@ -183,37 +186,57 @@ impl<A: Analyst> Dispatcher<A> {
         permit: Permit,
         token: TaskTrackerToken,
     ) {
-        let claimed = self.0.worker.queue.claim_for(node, asks, proposal, &preview.request).await;
+        let queue = &self.0.worker.queue;
+        let claimed = queue.claim_for(node, asks, proposal, &preview.request).await;
         drop(token);
         match claimed {
             Ok(Some(job)) => self.attend(&job, permit).await,
             Ok(None) => {}
             Err(error) => {
-                debug!(%error, "failed to claim a job for another node; trying again");
-                *self.0.retry_at.lock() = Instant::now() + CLAIM_RETRY;
+                debug!(%error, "failed to claim a job for another node");
+                // The claim may be stored all the same, and the node make the call.
+                while queue.is_store_down() {
+                    *self.0.retry_at.lock() = Instant::now() + CLAIM_RETRY;
+                    tokio::time::sleep(CLAIM_RETRY).await;
+                }
+                if let Some(job) = queue.running_attempt(preview.job.id, preview.job.attempt.saturating_add(1)) {
+                    self.attend(&job, permit).await;
+                }
             }
         }
     }
 
-    /// Waits for the end of an attempt, and counts what it used.
+    /// Waits for the end of an attempt, and counts what it used. If its node is silent, its call no longer takes the place of
+    /// another. The budget has room for it until the end.
     async fn attend(&self, job: &Job, mut permit: Permit) {
         let Worker { queue, closing, .. } = &self.0.worker;
         let begun = Instant::now();
         // Until the ledger has what the call cost.
         let _share = permit.budget_share();
-        let over = closing.run_until_cancelled(queue.attempt_over(job.id, job.attempt)).await;
-        let attempt = over.flatten();
-        let was_made =
-            |attempt: &Attempt| attempt.outcome != AttemptOutcome::Released || attempt.report.http_status.is_some();
-        if attempt.as_deref().is_none_or(was_made) {
-            settle_permit(permit, begun.elapsed(), attempt.as_ref().map(|attempt| &*attempt.report));
+        let mut over = std::pin::pin!(closing.run_until_cancelled(queue.attempt_over(job.id, job.attempt)));
+        while job.owner.is_some_and(|owner| queue.is_ready(owner)) {
+            tokio::select! {
+                biased;
+                attempt = &mut over => return settle(permit, begun.elapsed(), attempt.flatten().as_deref()),
+                () = tokio::time::sleep(LOOK_PAUSE) => {}
+            }
         }
+        permit.settle_failed(None);
+        over.await;
     }
 
     async fn attempt(&self, claim: Claim, permit: Permit, _slot: OwnedSemaphorePermit) {
         if let Some(took) = self.0.worker.attempt(&claim, permit).await {
             self.0.prefetch.called(took);
         }
+    }
+}
+
+/// Counts what an attempt of another node used. It may have made no call, or may not be readable.
+fn settle(permit: Permit, took: Duration, attempt: Option<&Attempt>) {
+    let was_made = |attempt: &Attempt| attempt.outcome != AttemptOutcome::Released || attempt.report.http_status.is_some();
+    if attempt.is_none_or(was_made) {
+        settle_permit(permit, took, attempt.map(|attempt| &*attempt.report));
     }
 }
 

@@ -85,13 +85,22 @@ impl WorkQueue {
         self.0.board.running()
     }
 
+    /// Whether a node can be given calls, and so most likely makes those that it has.
+    pub fn is_ready(&self, node: Owner) -> bool {
+        self.0.policy.nodes.ready().contains(&node)
+    }
+
+    /// The attempt as it is running, if it is.
+    pub fn running_attempt(&self, id: JobId, attempt: u32) -> Option<Arc<Job>> {
+        self.0.board.get(id).filter(|job| job.is_running() && job.attempt == attempt)
+    }
+
     /// Waits until an attempt is over, and returns it if it can be read.
     pub async fn attempt_over(&self, id: JobId, attempt: u32) -> Option<Arc<Attempt>> {
         let interest = self.0.followers.register(id);
         loop {
             let changed = interest.signal().notified();
-            let is_under_way = |job: Arc<Job>| job.is_running() && job.attempt == attempt;
-            if !self.0.board.get(id).is_some_and(is_under_way) {
+            if self.running_attempt(id, attempt).is_none() {
                 break;
             }
             tokio::select! {

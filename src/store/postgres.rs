@@ -59,6 +59,8 @@ use self::{
     state::State,
     writer::{Answer, Command, Lanes, Writer},
 };
+#[cfg(test)]
+pub(crate) use self::{nodes::{KnownNodes, Phase}, roster::Row};
 pub use self::{connection::OpenError, formats::Formats, marks::CommonSettings, nodes::Member, seat::Seat};
 use super::{
     change,
