@@ -211,7 +211,7 @@ impl App {
             tracker.spawn(hints::run(queue.clone(), name, database, closing.clone()));
         }
         let following = closing.clone();
-        tracker.spawn(async move { following.run_until_cancelled(registry.follow(copies)).await });
+        tracker.spawn(async move { following.run_until_cancelled(registry.follow(copies, &metrics)).await });
         if let Some(redis) = &redis {
             let relaying = queue.work();
             tracker.spawn(async move { relaying.relay_texts().await });

@@ -135,7 +135,14 @@ pub(super) fn troubles(api: &Api) -> Vec<FieldError> {
     let closing = api.queue.is_closing().then(|| FieldError::new("service", "is shutting down"));
     let store = api.operations.trouble().map(|trouble| FieldError::new("store", trouble));
     let disk = api.operations.shortage().map(|shortage| FieldError::new("disk", shortage.to_string()));
-    closing.into_iter().chain(store).chain(disk).collect()
+    let prompts = api.prompts.trouble().map(|trouble| {
+        let message = format!(
+            "can't use the prompts of the other nodes: {trouble}. Run the same version of the service on all nodes, or \
+             reload the prompts on this one"
+        );
+        FieldError::new("prompts", message)
+    });
+    closing.into_iter().chain(store).chain(disk).chain(prompts).collect()
 }
 
 /// Metrics in the OpenMetrics format

@@ -568,6 +568,18 @@ impl Registry for PostgresStore {
         .await
     }
 
+    async fn compare_and_set(
+        &self,
+        name: String,
+        expected: Option<String>,
+        value: Option<String>,
+    ) -> Result<bool, StoreError> {
+        let settings = vec![name.clone().into_bytes()];
+        let bytes = value.as_ref().map_or(0, String::len);
+        let needs = Needs { settings, count: 1, bytes, ..Needs::default() };
+        self.change(needs, move |batch| Ok(batch.compare_and_set(name, expected.as_deref(), value))).await
+    }
+
     async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
         let rows = self.read(include_str!("postgres/settings.sql"), &[&prefix.as_bytes()]).await?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
