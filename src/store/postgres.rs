@@ -68,7 +68,9 @@ use self::{
     state::State,
     writer::{Answer, Command, Lanes, Writer},
 };
-pub use self::{connection::OpenError, formats::Formats, marks::CommonSettings, nodes::Member, schema::Migration, seat::Seat};
+pub use self::{
+    connection::OpenError, formats::Formats, marks::CommonSettings, nodes::Member, schema::Migration, seat::Seat,
+};
 use super::{
     change,
     new_job::NewJob,

@@ -220,8 +220,8 @@ impl Holder {
         if !send(writer, Command::LeaveSeat(reply)).await || done.await.is_err() {
             return Err(OpenError::Connect("the writer does not work".to_owned()));
         }
-        let left = self.link.client.execute(include_str!("leave_seat.sql"), &[&self.shared.database.node]);
-        answer(left).await?;
+        let node: [&(dyn ToSql + Sync); 1] = [&self.shared.database.node];
+        answer(self.link.client.execute(include_str!("leave_seat.sql"), &node)).await?;
         self.shared.metrics.dispatcher.set(0);
         self.shared.standing.send_replace(Standing::Beside);
         Ok(())

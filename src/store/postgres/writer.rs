@@ -9,7 +9,7 @@
 //! pending jobs. What the old connection still commits comes by the feed.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -346,7 +346,8 @@ impl Writer {
         state.n += 1;
         state.counts.next_seq = batch.next_seq;
         let jobs = Columns::of(batch).map_err(OpenError::Unreadable)?;
-        let body = feed::encode(self.shared.format.load(Ordering::Relaxed), batch, &state, &ledger).map_err(OpenError::Unreadable)?;
+        let body = feed::encode(self.shared.format.load(Ordering::Relaxed), batch, &state, &ledger)
+            .map_err(OpenError::Unreadable)?;
         let commit = async {
             let syncing = Instant::now();
             self.session.link.client.batch_execute("commit").await?;
