@@ -234,7 +234,8 @@ impl<A: Analyst> Dispatcher<A> {
 
 /// Counts what an attempt of another node used. It may have made no call, or may not be readable.
 fn settle(permit: Permit, took: Duration, attempt: Option<&Attempt>) {
-    let was_made = |attempt: &Attempt| attempt.outcome != AttemptOutcome::Released || attempt.report.http_status.is_some();
+    let was_made =
+        |attempt: &Attempt| attempt.outcome != AttemptOutcome::Released || attempt.report.http_status.is_some();
     if attempt.is_none_or(was_made) {
         settle_permit(permit, took, attempt.map(|attempt| &*attempt.report));
     }

@@ -7,7 +7,10 @@
 //! - A node whose row is gone, or whose beats were not answered for a lease less [`MARGIN`], *lapses*: it takes a new
 //!   incarnation, so that it gives up its calls, and registers again.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -18,8 +21,8 @@ use tokio_postgres::{Statement, types::ToSql};
 use tracing::{error, info, warn};
 
 use super::{
-    connection::{Link, OpenError, answer},
-    formats::Formats,
+    connection::{Link, OpenError, answer, in_time},
+    formats::{FORMAT_LOCK, Formats},
     marks::CommonSettings,
     roster::{Roster, Row},
     seat::{BEAT_PAUSE, SILENCE, connect},
@@ -28,6 +31,7 @@ use super::{
 use crate::{
     digest::sha256,
     job::Owner,
+    process,
     store::nodes::{LEASE, Nodes},
 };
 
@@ -44,7 +48,7 @@ const NAME_PAUSE: Duration = Duration::from_millis(200);
 const LIVE_BEATS: u32 = 2;
 
 /// How long a node that stops waits until the database knows that.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a process is to the database.
 #[derive(Clone, Copy)]
@@ -64,21 +68,20 @@ impl Member<'static> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     Starting,
     Ready,
     Leaving,
 }
 
 /// This node, and the others.
-pub(super) struct KnownNodes {
+pub(crate) struct KnownNodes {
     name: String,
-    formats: Formats,
     lease: Duration,
     own: watch::Sender<Owner>,
     incarnation: Mutex<Incarnation>,
     roster: Mutex<Roster>,
-    pub(super) phase: watch::Sender<Phase>,
+    pub(crate) phase: watch::Sender<Phase>,
     /// The phase that the database knows.
     written: watch::Sender<Phase>,
 }
@@ -91,26 +94,46 @@ struct Incarnation {
 }
 
 impl KnownNodes {
-    pub(super) fn new(member: &Member<'_>) -> KnownNodes {
+    pub(crate) fn new(member: &Member<'_>) -> KnownNodes {
         let name = member.name.unwrap_or("command").to_owned();
-        let number = rand::random();
+        let number = random_number();
         KnownNodes {
             own: watch::Sender::new(Owner::new(&name, number)),
             incarnation: Mutex::new(Incarnation { number, beat_at: None, is_registered: false }),
             roster: Mutex::default(),
             phase: watch::Sender::new(Phase::Starting),
             written: watch::Sender::new(Phase::Starting),
-            formats: member.formats,
             lease: member.lease,
             name,
         }
     }
 
+    /// The number of the incarnation, and whether the database knows it.
+    pub(crate) fn incarnation(&self) -> (u32, bool) {
+        let incarnation = self.incarnation.lock();
+        (incarnation.number, incarnation.is_registered)
+    }
+
+    /// An incarnation is about to be registered. From now on the others may give it calls.
+    pub(crate) fn registers(&self, number: u32) {
+        let mut incarnation = self.incarnation.lock();
+        if incarnation.number == number {
+            incarnation.beat_at = Some(incarnation.beat_at.unwrap_or_else(Instant::now));
+        }
+    }
+
+    /// The other nodes without a beat for a lease, right after an answer.
+    pub(crate) fn lost(&self) -> Vec<Row> {
+        let mut lost = self.roster.lock().lost(self.lease, Instant::now());
+        lost.retain(|row| row.name != self.name);
+        lost
+    }
+
     /// Takes a new incarnation: the others may take this one for lost, or do.
-    fn lapse(&self, why: &str) {
+    pub(crate) fn lapse(&self, why: &str) {
         let number = {
             let mut incarnation = self.incarnation.lock();
-            *incarnation = Incarnation { number: rand::random(), beat_at: None, is_registered: false };
+            *incarnation = Incarnation { number: random_number(), beat_at: None, is_registered: false };
             incarnation.number
         };
         warn!("this node gives up its calls: {why}");
@@ -118,7 +141,7 @@ impl KnownNodes {
     }
 
     /// Lapses as soon as the lease is almost over without an answer.
-    async fn watch_lease(&self) {
+    pub(crate) async fn watch_lease(&self) {
         let usable = self.lease - MARGIN.min(self.lease / 2);
         loop {
             let now = Instant::now();
@@ -135,11 +158,13 @@ impl KnownNodes {
         self.phase.send_replace(Phase::Leaving);
         let mut written = self.written.subscribe();
         let is_known = written.wait_for(|phase| *phase == Phase::Leaving);
-        let _ = timeout(DRAIN_TIMEOUT, is_known).await;
+        if timeout(DRAIN_TIMEOUT, is_known).await.is_err() {
+            warn!("other nodes may not know yet that this one stops: the database does not answer");
+        }
     }
 
     /// Takes the answer to a beat of an incarnation. False if the database has no such row.
-    fn answered(&self, number: u32, rows: Vec<(Row, bool)>, sent_at: Instant, phase: Phase) -> bool {
+    pub(crate) fn answered(&self, number: u32, rows: Vec<(Row, bool)>, sent_at: Instant, phase: Phase) -> bool {
         let has_own = rows.iter().any(|(_, is_own)| *is_own);
         self.roster.lock().update(rows.into_iter().map(|(row, _)| row).collect(), sent_at, Instant::now());
         let mut incarnation = self.incarnation.lock();
@@ -240,7 +265,7 @@ impl Beats {
                     has_failed = false;
                 }
                 Ok(()) => {}
-                Err(error @ OpenError::NameTaken { .. }) => {
+                Err(error @ (OpenError::NameTaken { .. } | OpenError::Format { .. })) => {
                     error!("{error}");
                     return self.shared.lost.cancel();
                 }
@@ -271,21 +296,23 @@ impl Beats {
                 connection.end_holder(&nodes.name, &format!("ceoagent {own} ")).await?;
             }
         }
-        let (number, is_registered) = {
-            let incarnation = nodes.incarnation.lock();
-            (incarnation.number, incarnation.is_registered)
-        };
+        let (number, is_registered) = nodes.incarnation();
         let phase = *nodes.phase.borrow();
         if !is_registered {
             connection.register(shared, nodes, number, phase).await?;
         }
         let sent_at = Instant::now();
-        let rows = connection.beat(&nodes.name, number, phase).await?;
+        let (rows, format) = connection.beat(&nodes.name, number, phase).await?;
         if !nodes.answered(number, rows, sent_at, phase) && nodes.incarnation.lock().number == number {
             nodes.lapse("another node has taken it for lost");
         }
+        shared.format.store(shared.formats.check(format)?, Ordering::Relaxed);
         if *shared.standing.borrow() == Standing::Seated {
             connection.remove_lost(nodes).await?;
+            let common = nodes.roster.lock().common_format();
+            if let Some(common) = common.filter(|common| i32::from(*common) > format) {
+                connection.raise_format(common).await?;
+            }
         }
         Ok(())
     }
@@ -331,46 +358,65 @@ impl Connection {
     }
 
     async fn register(&self, shared: &Shared, nodes: &KnownNodes, number: u32, phase: Phase) -> Result<(), OpenError> {
-        {
-            // From now on the others may give it calls.
-            let mut incarnation = nodes.incarnation.lock();
-            if incarnation.number == number {
-                incarnation.beat_at = Some(incarnation.beat_at.unwrap_or_else(Instant::now));
-            }
-        }
-        let (number, is_ready) = (i64::from(number), phase == Phase::Ready);
-        let Formats { oldest, newest } = nodes.formats;
+        nodes.registers(number);
+        let (client, number, is_ready) = (&self.link.client, i64::from(number), phase == Phase::Ready);
+        let (oldest, newest) = (i32::from(shared.formats.oldest), i32::from(shared.formats.newest));
         let (process, version) = (&shared.database.node, env!("CARGO_PKG_VERSION"));
-        let sql = include_str!("register_node.sql");
-        let registered = answer(
-            self.link
-                .client
-                .execute(sql, &[&nodes.name, process, &number, &version, &oldest, &newest, &is_ready, &self.has_name]),
-        )
-        .await?;
-        if registered == 0 { Err(OpenError::NameTaken { name: nodes.name.clone() }) } else { Ok(()) }
+        in_time(async {
+            client.batch_execute("begin").await?;
+            client.execute(include_str!("lock.sql"), &[&FORMAT_LOCK]).await?;
+            let found = client.query_one(include_str!("format.sql"), &[]).await?.try_get(0)?;
+            shared.format.store(shared.formats.check(found)?, Ordering::Relaxed);
+            let values: [&(dyn ToSql + Sync); 8] =
+                [&nodes.name, process, &number, &version, &oldest, &newest, &is_ready, &self.has_name];
+            let registered = client.execute(include_str!("register_node.sql"), &values).await?;
+            client.batch_execute("commit").await?;
+            if registered == 0 { Err(OpenError::NameTaken { name: nodes.name.clone() }) } else { Ok(()) }
+        })
+        .await
     }
 
-    /// Writes a beat. Returns the rows of all nodes, and which of them has it.
-    async fn beat(&self, name: &str, number: u32, phase: Phase) -> Result<Vec<(Row, bool)>, OpenError> {
+    /// Writes a beat. Returns the rows of all nodes and which of them has it, and the format of the database.
+    async fn beat(&self, name: &str, number: u32, phase: Phase) -> Result<(Vec<(Row, bool)>, i32), OpenError> {
         let (number, is_ready) = (i64::from(number), phase == Phase::Ready);
         let rows = answer(self.link.client.query(&self.beat, &[&name, &number, &is_ready])).await?;
-        let rows = rows.iter().map(|row| {
+        let format = rows.first().map_or(Ok(0), |row| row.try_get(8))?;
+        let are_nodes = rows.iter().filter(|row| !matches!(row.try_get::<_, Option<&str>>(0), Ok(None)));
+        let bound = |row: &tokio_postgres::Row, column| {
+            Ok::<_, OpenError>(u8::try_from(row.try_get::<_, i32>(column)?).unwrap_or(u8::MAX))
+        };
+        let nodes = are_nodes.map(|row| {
             let read = Row {
                 name: row.try_get(0)?,
                 incarnation: u32::try_from(row.try_get::<_, i64>(1)?).unwrap_or(u32::MAX),
                 beat: row.try_get(2)?,
                 is_ready: row.try_get(3)?,
                 version: row.try_get(4)?,
+                formats: Formats { oldest: bound(row, 5)?, newest: bound(row, 6)? },
             };
-            Ok((read, row.try_get(5)?))
+            Ok((read, row.try_get(7)?))
         });
-        rows.collect()
+        Ok((nodes.collect::<Result<_, OpenError>>()?, format))
+    }
+
+    /// Raises the format of the database, if all nodes can read it.
+    async fn raise_format(&self, format: u8) -> Result<(), OpenError> {
+        let client = &self.link.client;
+        let raised = in_time(async {
+            client.batch_execute("begin").await?;
+            client.execute(include_str!("lock.sql"), &[&FORMAT_LOCK]).await?;
+            let raised = client.execute(include_str!("raise_format.sql"), &[&i32::from(format)]).await?;
+            client.batch_execute("commit").await?;
+            Ok(raised)
+        });
+        if raised.await? > 0 {
+            info!(format, "all nodes can read a newer format: they write it from now on");
+        }
+        Ok(())
     }
 
     async fn remove_lost(&self, nodes: &KnownNodes) -> Result<(), OpenError> {
-        let lost = nodes.roster.lock().lost(nodes.lease, Instant::now());
-        for Row { name, incarnation, beat, version, .. } in lost.iter().filter(|row| row.name != nodes.name) {
+        for Row { name, incarnation, beat, version, .. } in &nodes.lost() {
             let sql = include_str!("remove_lost_node.sql");
             let number = i64::from(*incarnation);
             if answer(self.link.client.execute(sql, &[name, &number, beat])).await? > 0 {
@@ -379,6 +425,11 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+fn random_number() -> u32 {
+    let [a, b, c, d, ..] = process::random().to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
 }
 
 /// The second number of the advisory lock of a name.
