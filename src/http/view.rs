@@ -533,10 +533,9 @@ mod tests {
     fn a_result_is_passed_through_byte_for_byte() {
         let stored = r#"{"b":1,  "a":1.10}"#;
         let result = Some(RawValue::from_string(stored.to_owned()).unwrap());
-        let release = JobEvent::Release { attempt: 1, run_at: at(2), is_demoted: false, report: Arc::default() };
         let retry = JobEvent::Retry {
-            attempt: 2,
-            run_at: at(4),
+            attempt: 1,
+            run_at: at(2),
             class: FailureClass::Other,
             report: failing(FailureCode::InvalidOutput),
         };

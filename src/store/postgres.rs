@@ -56,11 +56,14 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
+pub(crate) use self::nodes::{KnownNodes, Phase};
+#[cfg(test)]
+pub(crate) use self::roster::Row;
 use self::{
     batch::{Batch, Needs},
     connection::Database,
     listing::{broken, decode, record, unavailable},
-    nodes::{Beats, DRAIN_TIMEOUT, KnownNodes, Phase},
+    nodes::{Beats, DRAIN_TIMEOUT},
     readers::Readers,
     schema::Schema,
     session::FORGOTTEN_KEYS,
@@ -70,11 +73,6 @@ use self::{
 };
 pub use self::{
     connection::OpenError, formats::Formats, marks::CommonSettings, nodes::Member, schema::Migration, seat::Seat,
-};
-#[cfg(test)]
-pub(crate) use self::{
-    nodes::{KnownNodes, Phase},
-    roster::Row,
 };
 use super::{
     change,

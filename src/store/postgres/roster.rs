@@ -30,7 +30,7 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(super) fn owner(&self) -> Owner {
+    pub(crate) fn owner(&self) -> Owner {
         Owner::new(&self.name, self.incarnation)
     }
 }
