@@ -73,7 +73,7 @@ use crate::{
     store::{
         Store,
         archive::{self, Writer},
-        postgres::PostgresStore,
+        postgres::{Member, PostgresStore},
         sled::{
             SledStore,
             salvage::{self, SalvageError, Summary},
@@ -133,7 +133,8 @@ impl App {
         secrets::guard_folder(&settings.data_dir);
         let metrics = Metrics::new();
         let redis = parts::redis(settings, &metrics).await?;
-        let (store, database, claude) = open(settings, access, &clock, &metrics).await?;
+        let name = parts::node(settings, address);
+        let (store, database, claude) = open(settings, (&name, tuning), access, &clock, &metrics).await?;
         let seat = database.as_ref().map(|database| database.seat());
         if let Some(origin) = archive::marked(&*store).await.map_err(Unavailable::from)? {
             store.close().await;
@@ -206,11 +207,11 @@ impl App {
         announce_access(auth.is_open(), address, tuning.is_simulated);
         tracker.spawn(sweeper::history::run(operations.clone(), closing.clone()));
         if let Some(database) = database {
-            let node = parts::node(settings, address);
-            tracker.spawn(hints::run(queue.clone(), node, database, closing.clone()));
+            database.accept_calls();
+            tracker.spawn(hints::run(queue.clone(), name, database, closing.clone()));
         }
         let following = closing.clone();
-        tracker.spawn(async move { following.run_until_cancelled(registry.follow(copies)).await });
+        tracker.spawn(async move { following.run_until_cancelled(registry.follow(copies, &metrics)).await });
         if let Some(redis) = &redis {
             let relaying = queue.work();
             tracker.spawn(async move { relaying.relay_texts().await });
@@ -315,6 +316,7 @@ pub fn salvage<W: Write>(settings: &Settings, out: &mut Writer<W>) -> Result<Sum
 /// certificates.
 async fn open(
     settings: &Settings,
+    (name, tuning): (&str, Tuning),
     access: GatewayAccess,
     clock: &Clock,
     metrics: &Metrics,
@@ -325,7 +327,9 @@ async fn open(
     });
     let (clock, metrics) = (clock.clone(), metrics.clone());
     if let Some(url) = &settings.database_url {
-        let store = Arc::new(PostgresStore::open(url, &parts::common_settings(settings), clock, metrics).await?);
+        let common = parts::common_settings(settings);
+        let member = Member { name: Some(name), common: &common, lease: tuning.lease, ..Member::COMMAND };
+        let store = Arc::new(PostgresStore::open(url, &member, clock, metrics).await?);
         return Ok((Arc::clone(&store) as _, Some(store), client.await??));
     }
     let config = parts::store(&settings.data_dir, !settings.cache_ttl.is_zero());

@@ -7,7 +7,7 @@
 mod identity;
 pub mod jwt;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use hex::FromHex;
@@ -131,8 +131,10 @@ impl Key {
 pub struct Auth {
     admin_token: SecretString,
     keys: RwLock<Vec<Key>>,
-    /// Held from the check of a name until the key is stored: the second of two keys with one name would replace the first.
-    changing: Mutex<()>,
+    /// Held from the check of [`MAX_KEYS`] until the key is stored.
+    creating: Mutex<()>,
+    /// Whether `keys` has all changes that were announced.
+    is_current: AtomicBool,
     /// When the newest read of all keys began. Held during a read, so that no older read replaces a newer one.
     read_at: Mutex<Option<Instant>>,
     revocations: AtomicU64,
@@ -154,7 +156,8 @@ impl Auth {
         let auth = Auth {
             admin_token,
             keys: RwLock::new(of_settings(api_keys)?),
-            changing: Mutex::default(),
+            creating: Mutex::default(),
+            is_current: AtomicBool::new(false),
             read_at: Mutex::default(),
             revocations: AtomicU64::new(0),
             tokens,
@@ -187,7 +190,7 @@ impl Auth {
         }
     }
 
-    /// Who sent this header. While this node does not hear of revoked keys, it asks the store.
+    /// Who sent this header. While this node may not know of a revoked key, it asks the store.
     pub async fn identify(&self, header: Option<&[u8]>) -> Result<Identity, Refused> {
         let identity = match header {
             None => Err(Refused::Missing),
@@ -207,8 +210,12 @@ impl Auth {
             return Ok(named(ADMIN_TOKEN, Scope::Admin));
         }
         let (mut found, token) = (self.find(given), || self.tokens.as_ref().and_then(|tokens| tokens.identify(given)));
-        let is_of_store = !found.as_ref().is_some_and(Key::is_of_settings);
-        if is_of_store && !self.registry.is_watch_live() && token().is_none() {
+        let may_have_changed = match &found {
+            Some(key) => !key.is_of_settings(),
+            // An open service answers unknown credentials too, so they must not cost a read.
+            None => !self.is_open() && token().is_none(),
+        };
+        if may_have_changed && !(self.is_current.load(Ordering::Acquire) && self.registry.is_watch_live()) {
             self.reload_since(Instant::now()).await.map_err(|_| Refused::Unavailable)?;
             found = self.find(given);
         }
@@ -244,35 +251,43 @@ impl Auth {
             created_by: Some(by.to_owned()),
             revoked_at: None,
         };
-        let _changing = self.changing.lock().await;
-        // Another node may have changed it a moment ago.
-        self.reload(&setting(name)).await?;
-        let valid: Vec<Key> = self.keys().into_iter().filter(Key::is_valid).collect();
-        if valid.iter().any(|known| known.name == name) {
-            return Err(KeyError::Exists(name.to_owned()));
+        let _creating = self.creating.lock().await;
+        let exists = || KeyError::Exists(name.to_owned());
+        if self.keys.read().iter().any(|known| known.name == name && known.is_of_settings()) {
+            return Err(exists());
         }
-        if valid.len() >= MAX_KEYS {
-            return Err(KeyError::TooMany);
-        }
-        self.save(&key).await?;
+        self.change(name, |known| match known {
+            Some(known) if known.is_valid() => Err(exists()),
+            _ if self.keys.read().iter().filter(|key| key.is_valid()).count() >= MAX_KEYS => Err(KeyError::TooMany),
+            _ => Ok(Some(key.clone())),
+        })
+        .await?;
         Ok((key, secret.into()))
     }
 
     pub async fn revoke(&self, name: &str) -> Result<Key, KeyError> {
-        let _changing = self.changing.lock().await;
         self.reload(&setting(name)).await?;
         let found = self.keys().into_iter().find(|key| key.name == name && key.is_valid());
-        let valid = found.ok_or_else(|| KeyError::NotFound(name.to_owned()))?;
+        let not_found = || KeyError::NotFound(name.to_owned());
+        let valid = found.ok_or_else(not_found)?;
         if valid.is_of_settings() {
             return Err(KeyError::OfSettings(name.to_owned()));
         }
-        let key = Key { revoked_at: Some(self.clock.now()), ..valid.clone() };
+        let revoked_at = Some(self.clock.now());
         // Before the store has it: the client may disconnect while the store writes.
-        self.remember(key.clone());
+        self.remember(Key { revoked_at, ..valid.clone() });
         self.revocations.fetch_add(1, Ordering::Release);
-        self.save(&key).await.inspect_err(|_| self.remember(valid))?;
+        let revoked = self.change(name, |known| match known {
+            Some(known) if known.is_valid() => Ok(Some(Key { revoked_at, ..known })),
+            _ => Err(not_found()),
+        });
+        let revoked = revoked.await.inspect_err(|error| {
+            if matches!(error, KeyError::Unavailable(_)) {
+                self.remember(valid);
+            }
+        })?;
         self.forget_old().await?;
-        Ok(key)
+        revoked.ok_or_else(not_found)
     }
 
     /// Revocations since the start. Open connections identify their caller again when this changes.
@@ -284,18 +299,23 @@ impl Auth {
         let mut revoked: Vec<Key> = self.keys().into_iter().filter(|key| !key.is_valid()).collect();
         revoked.sort_by_key(|key| key.revoked_at);
         for key in &revoked[..revoked.len().saturating_sub(MAX_REVOKED)] {
-            self.registry.delete(setting(&key.name)).await?;
-            self.keys.write().retain(|known| known.name != key.name);
+            // Another node may have made a new key of this name.
+            self.change(&key.name, |known| Ok(known.filter(Key::is_valid))).await?;
         }
         Ok(())
     }
 
-    async fn save(&self, key: &Key) -> Result<(), KeyError> {
-        let name = setting(&key.name);
-        self.registry.put(name.clone(), key).await?;
-        // As it is stored, not as it was given: another node may have changed it since. The key is durable in any case.
+    /// Changes the stored key of this name, then reads it again.
+    async fn change(
+        &self,
+        name: &str,
+        change: impl FnMut(Option<Key>) -> Result<Option<Key>, KeyError> + Send,
+    ) -> Result<Option<Key>, KeyError> {
+        let name = setting(name);
+        let key = self.registry.update(&name, change).await?;
+        // As it is stored: another node may have changed it since. The change is durable in any case.
         let _ = self.reload(&name).await;
-        Ok(())
+        Ok(key)
     }
 
     /// Reads all keys again, unless a read has done so that began after `since`: many requests share one.
@@ -342,6 +362,10 @@ impl Live for Auth {
     async fn reload(&self, changed: &str) -> Result<(), Unavailable> {
         let mut read_at = self.read_at.lock().await;
         self.reload_with(&mut read_at, changed).await
+    }
+
+    fn set_current(&self, is_current: bool) {
+        self.is_current.store(is_current, Ordering::Release);
     }
 }
 
@@ -496,6 +520,7 @@ mod tests {
         let store = Arc::new(SledStore::open(config, clock.clone(), Metrics::new()).unwrap());
         let registry = Registry::new(store);
         let auth = Auth::load("s3cret".into(), None, None, true, registry.clone(), clock.clone()).await.unwrap();
+        auth.set_current(true);
         let (_, key) = auth.create("ci", Scope::Analyze, ADMIN_TOKEN).await.unwrap();
         let header = format!("Bearer {}", key.expose_secret());
         assert!(auth.identify(Some(header.as_bytes())).await.is_ok());
@@ -515,7 +540,7 @@ mod tests {
         let auth = Auth::load("s3cret".into(), None, None, true, registry.clone(), clock).await.unwrap();
         let auth = Arc::new(auth);
         let copies: Vec<Arc<dyn Live>> = vec![Arc::clone(&auth) as _];
-        (auth, AbortOnDropHandle::new(tokio::spawn(async move { registry.follow(copies).await })))
+        (auth, AbortOnDropHandle::new(tokio::spawn(async move { registry.follow(copies, &Metrics::new()).await })))
     }
 
     async fn identify(auth: &Auth, key: &SecretString) -> Result<(), Refused> {
@@ -546,14 +571,79 @@ mod tests {
         let ((one, _one), (other, task)) = (node(&store).await, node(&store).await);
         let (_, key) = one.create("ci", Scope::Analyze, "ops").await.unwrap();
         drop(task);
-        assert_eq!(identify(&other, &key).await, Err(Refused::Wrong), "it has not heard of the key");
+        while other.is_current.load(Ordering::Acquire) {
+            tokio::task::yield_now().await;
+        }
+        let (_, another) = one.create("cd", Scope::Analyze, "ops").await.unwrap();
+        assert_eq!(identify(&other, &another).await, Ok(()), "it does not follow the changes any more");
+        one.revoke("cd").await.unwrap();
+        other.set_current(true);
+        assert_eq!(identify(&other, &another).await, Ok(()), "it has not heard of that");
         store.lose_watch();
+        assert_eq!(identify(&other, &another).await, Err(Refused::Wrong));
         assert_eq!(identify(&other, &key).await, Ok(()));
         one.revoke("ci").await.unwrap();
         assert_eq!(identify(&other, &key).await, Err(Refused::Wrong));
         store.break_down(Outage::Fails);
         assert_eq!(identify(&other, &key).await, Err(Refused::Unavailable));
         assert_eq!(identify(&other, &"s3cret".into()).await, Ok(()), "the admin token is no setting of the store");
+    }
+
+    #[tokio::test]
+    async fn an_open_service_reads_the_store_for_no_credential_but_a_key_that_may_be_revoked() {
+        let store = Arc::new(FaultStore::over(MemoryStore::default()));
+        let (one, _one) = node(&store).await;
+        let (_, key) = one.create("ci", Scope::Analyze, "ops").await.unwrap();
+        let (registry, clock) = (Registry::new(Arc::clone(&store) as _), Clock::manual(Timestamp::from_millis(0)));
+        let open = Auth::load("s3cret".into(), None, None, false, registry, clock).await.unwrap();
+        store.lose_watch();
+        let anonymous = Ok(Identity { name: None, scope: Scope::Analyze });
+        one.revoke("ci").await.unwrap();
+        let header = format!("Bearer {}", key.expose_secret());
+        assert_eq!(open.identify(Some(header.as_bytes())).await, anonymous);
+        store.break_down(Outage::Fails);
+        for header in [None, Some(&b"Bearer of-a-gateway"[..]), Some(b"Basic eDp5")] {
+            assert_eq!(open.identify(header).await, anonymous);
+        }
+    }
+
+    #[tokio::test]
+    async fn of_nodes_that_create_a_key_of_one_name_at_once_one_succeeds() {
+        let store = Arc::new(FaultStore::over(MemoryStore::default()));
+        let ((one, _one), (other, _other)) = (node(&store).await, node(&store).await);
+        let create = |auth: Arc<Auth>| async move { auth.create("ci", Scope::Analyze, "ops").await };
+        let keys = tokio::join!(create(Arc::clone(&one)), create(Arc::clone(&other)));
+        let ((Ok((_, key)), Err(KeyError::Exists(_))) | (Err(KeyError::Exists(_)), Ok((_, key)))) = keys else {
+            panic!("{:?}", (keys.0.is_ok(), keys.1.is_ok()))
+        };
+        for auth in [&one, &other] {
+            while identify(auth, &key).await != Ok(()) {
+                tokio::task::yield_now().await;
+            }
+        }
+        let revoke = tokio::join!(one.revoke("ci"), other.revoke("ci"));
+        assert!(revoke.0.is_ok() != revoke.1.is_ok(), "{revoke:?}");
+        let stored = Registry::new(Arc::clone(&store) as _).get::<Key>("key/ci").await.unwrap();
+        assert_eq!(stored, revoke.0.or(revoke.1).ok());
+    }
+
+    #[tokio::test]
+    async fn a_name_that_was_revoked_long_ago_and_is_in_use_again_elsewhere_is_not_deleted() {
+        let store = Arc::new(FaultStore::over(MemoryStore::default()));
+        let ((one, task), (other, _other)) = (node(&store).await, node(&store).await);
+        drop(task);
+        for n in 0..=MAX_REVOKED {
+            one.create(&format!("key{n}"), Scope::Read, "ops").await.unwrap();
+            if n == MAX_REVOKED {
+                break;
+            }
+            one.revoke(&format!("key{n}")).await.unwrap();
+            one.clock.advance(std::time::Duration::from_millis(1));
+        }
+        let (_, key) = other.create("key0", Scope::Analyze, "ops").await.unwrap();
+        one.revoke(&format!("key{MAX_REVOKED}")).await.unwrap();
+        let stored = Registry::new(Arc::clone(&store) as _).get::<Key>("key/key0").await.unwrap().unwrap();
+        assert!(stored.is_valid() && identify(&other, &key).await == Ok(()));
     }
 
     #[tokio::test]

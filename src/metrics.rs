@@ -119,6 +119,9 @@ metrics! {
     feed_position: Gauge = add(
         "feed_position", "Number of the newest change in the database that this node knows; 0 if jobs are in DATA_DIR"
     );
+    feed_live: Gauge = add(
+        "feed_live", "1 while this node hears of changes by other nodes within 2 seconds, or if jobs are in DATA_DIR"
+    );
     jobs: Family<KindLabel, Gauge> = add("jobs", "Stored jobs, by status");
     waiters: Gauge = add("waiters", "Clients that wait for a job");
     running_attempts: Gauge = add("running_attempts", "Running attempts");
@@ -158,6 +161,9 @@ metrics! {
         "Used share of the places in the queue, or of those for jobs for later, whichever is larger"
     );
     store_available: Gauge = add("store_available", "1 while the job store is available");
+    settings_failures: Counter = add(
+        "settings_failures", "Failed tries to read changed settings, such as API keys and the pause; each is repeated"
+    );
     redis_unavailable: Gauge = add("redis_unavailable", "1 while REDIS_URL is set and Redis can't be used");
     disk_free_bytes: Family<KindLabel, Gauge> = add_in(
         Unit::Bytes, "disk_free", "Free disk space, by place: data_dir. Absent if jobs are in a database"

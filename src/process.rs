@@ -1,6 +1,8 @@
 //! What each process has of its own: tasks and random numbers. Tests run several nodes in one process, stop the tasks of one
 //! of them, and repeat a run with the same random numbers.
 
+use std::any::Any;
+
 #[cfg(not(test))]
 pub use self::real::{random, task};
 #[cfg(test)]
@@ -17,6 +19,12 @@ mod real {
     pub fn task(future: impl Future<Output = ()> + Send + 'static) -> impl Future<Output = ()> + Send + 'static {
         future
     }
+}
+
+/// The message of a panic.
+pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
 /// A random number in 0..1.

@@ -17,7 +17,7 @@ use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
-use tokio::task::spawn_blocking;
+use tokio::{sync::Mutex, task::spawn_blocking};
 use tracing::{error, info, warn};
 use utoipa::ToSchema;
 
@@ -51,10 +51,16 @@ struct Inner {
     versions: RwLock<Arc<Versions>>,
     /// Once they are shared with other nodes.
     registry: OnceLock<Registry>,
+    /// Held from reading the shared prompts until they are in use, so that no older ones replace newer ones.
+    using: Mutex<()>,
+    trouble: RwLock<Option<String>>,
 }
 
 /// By name; at least one.
 type Versions = BTreeMap<String, Version>;
+
+/// What nodes share.
+type Sources = BTreeMap<String, Source>;
 
 #[derive(Debug)]
 struct Version {
@@ -124,7 +130,13 @@ pub enum PromptError {
 impl Prompts {
     pub fn load(folder: &Path) -> Result<Prompts, PromptError> {
         let versions = RwLock::new(Arc::new(load_all(folder)?));
-        Ok(Prompts(Arc::new(Inner { folder: folder.to_owned(), versions, registry: OnceLock::new() })))
+        Ok(Prompts(Arc::new(Inner {
+            folder: folder.to_owned(),
+            versions,
+            registry: OnceLock::new(),
+            using: Mutex::default(),
+            trouble: RwLock::default(),
+        })))
     }
 
     /// Loads all versions again, on all nodes that share them; after an error the old ones stay in use.
@@ -135,46 +147,74 @@ impl Prompts {
         let versions = spawn_blocking(move || load_all(&folder)).await.map_err(unreadable).flatten();
         let versions =
             versions.inspect_err(|error| error!(%error, "the new prompts are not valid; the old ones stay in use"))?;
-        if let Some(registry) = self.0.registry.get() {
-            registry.put(SETTING.to_owned(), &sources(&versions)).await?;
+        match self.0.registry.get() {
+            None => *self.0.versions.write() = Arc::new(versions),
+            Some(registry) => {
+                registry.put(SETTING.to_owned(), &sources(&versions)).await?;
+                // As it is stored: another node may have loaded others since.
+                self.use_shared(registry).await?;
+            }
         }
-        *self.0.versions.write() = Arc::new(versions);
         Ok(())
     }
 
-    /// Shares the prompts with the other nodes of the database: these use theirs, or theirs are used here, if there are any.
+    /// Shares the prompts with the other nodes of the database. The first node shares its own; the others use those.
     ///
     /// # Errors
     /// [`PromptError::NotShared`].
     pub async fn share(&self, registry: Registry) -> Result<(), PromptError> {
         let own = sources(&self.versions());
-        match registry.get::<BTreeMap<String, Source>>(SETTING).await? {
-            None => registry.put(SETTING.to_owned(), &own).await?,
-            Some(theirs) if theirs == own => {}
-            Some(theirs) => {
-                warn!(
-                    folder = %self.0.folder.display(),
-                    "the prompts of this folder are not in use: they differ from those of the other nodes. To have all nodes \
-                     use them, reload the prompts on this node (SIGHUP)"
-                );
-                if let Err(error) = self.adopt(theirs) {
-                    error!(%error, "this version can't use the prompts in the database; all nodes are to use this folder's");
-                    registry.put(SETTING.to_owned(), &own).await?;
-                }
-            }
+        let share = |stored: Option<Sources>| Ok::<_, Unavailable>(Some(stored.unwrap_or_else(|| own.clone())));
+        if registry.update(SETTING, share).await?.is_some_and(|shared| shared != own) {
+            warn!(
+                folder = %self.0.folder.display(),
+                "the prompts of this folder are not in use: they differ from those of the other nodes. To have all nodes \
+                 use them, reload the prompts on this node (SIGHUP)"
+            );
         }
+        self.use_shared(&registry).await?;
         let _ = self.0.registry.set(registry);
         Ok(())
     }
 
-    fn adopt(&self, sources: BTreeMap<String, Source>) -> Result<(), PromptError> {
-        let load = |(name, source)| {
+    /// Why this node can't use the prompts that the nodes share.
+    pub fn trouble(&self) -> Option<String> {
+        self.0.trouble.read().clone()
+    }
+
+    /// Uses the prompts that the nodes share. Where they are not valid, the ones in use stay, and this node is not ready.
+    async fn use_shared(&self, registry: &Registry) -> Result<(), Unavailable> {
+        let _using = self.0.using.lock().await;
+        let Some(shared) = registry.get::<Sources>(SETTING).await? else { return Ok(()) };
+        let trouble = if shared == sources(&self.versions()) {
+            None
+        } else {
+            match self.compile(shared) {
+                Ok(versions) => {
+                    info!(versions = versions.len(), "the prompts that the nodes share have changed");
+                    *self.0.versions.write() = Arc::new(versions);
+                    None
+                }
+                Err(error) => {
+                    error!(%error, "the prompts that the nodes share are not valid here; the old ones stay in use");
+                    Some(error.to_string())
+                }
+            }
+        };
+        *self.0.trouble.write() = trouble;
+        Ok(())
+    }
+
+    fn compile(&self, sources: Sources) -> Result<Versions, PromptError> {
+        let version = |(name, source)| {
             let version = Version::new(&self.0.folder.join(&name), source)?;
             Ok((name, version))
         };
-        let versions: Versions = sources.into_iter().map(load).collect::<Result<_, PromptError>>()?;
-        *self.0.versions.write() = Arc::new(versions);
-        Ok(())
+        let versions: Versions = sources.into_iter().map(version).collect::<Result<_, PromptError>>()?;
+        if versions.is_empty() {
+            return Err(PromptError::NoVersion { path: self.0.folder.clone() });
+        }
+        Ok(versions)
     }
 
     pub fn render(&self, version: Option<&str>, question: &Question<'_>) -> Result<Rendered, PromptError> {
@@ -220,20 +260,14 @@ impl Live for Prompts {
     }
 
     async fn reload(&self, _: &str) -> Result<(), Unavailable> {
-        let Some(registry) = self.0.registry.get() else { return Ok(()) };
-        let Some(theirs) = registry.get::<BTreeMap<String, Source>>(SETTING).await? else { return Ok(()) };
-        if theirs == sources(&self.versions()) {
-            return Ok(());
+        match self.0.registry.get() {
+            Some(registry) => self.use_shared(registry).await,
+            None => Ok(()),
         }
-        match self.adopt(theirs) {
-            Ok(()) => info!("another node has loaded the prompts; they are in use here too"),
-            Err(error) => error!(%error, "the prompts of the other nodes are not valid here; the old ones stay in use"),
-        }
-        Ok(())
     }
 }
 
-fn sources(versions: &Versions) -> BTreeMap<String, Source> {
+fn sources(versions: &Versions) -> Sources {
     versions.iter().map(|(name, version)| (name.clone(), version.source.clone())).collect()
 }
 
@@ -395,6 +429,7 @@ fn line_of(source: &str, name: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{Registry as _, memory::MemoryStore};
 
     const VERSION: &str = "v1";
     const QUESTION: Question<'_> =
@@ -694,5 +729,63 @@ mod tests {
         let empty = tempfile::tempdir().unwrap();
         let complaint = Prompts::load(empty.path()).unwrap_err().to_string();
         assert!(complaint.contains(empty.path().to_str().unwrap()) && complaint.contains("such as v1"), "{complaint}");
+    }
+
+    /// A node with these prompts as v1, which shares them over `store`.
+    async fn node(store: &Arc<MemoryStore>, system: &str) -> (Prompts, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), VERSION, system, GOOD_USER);
+        let prompts = Prompts::load(folder.path()).unwrap();
+        prompts.share(Registry::new(Arc::clone(store) as _)).await.unwrap();
+        (prompts, folder)
+    }
+
+    fn system(prompts: &Prompts) -> String {
+        prompts.render(None, &QUESTION).unwrap().system
+    }
+
+    #[tokio::test]
+    async fn nodes_that_start_or_load_prompts_at_once_all_use_those_that_are_stored() {
+        let store = Arc::<MemoryStore>::default();
+        let ((one, folder), (other, _other)) = tokio::join!(node(&store, "Be brief."), node(&store, "Be thorough."));
+        assert_eq!(system(&one), system(&other));
+        write(folder.path(), VERSION, "Be clever.", GOOD_USER);
+        let stored = async || store.prefix(SETTING).await.unwrap();
+        let before = stored().await;
+        let mut loading = std::pin::pin!(one.reload());
+        // Its prompts are stored, but that is not yet answered, when those of the other node come.
+        while stored().await == before {
+            assert!(futures_util::poll!(&mut loading).is_pending());
+            tokio::task::yield_now().await;
+        }
+        other.reload().await.unwrap();
+        Live::reload(&one, SETTING).await.unwrap();
+        loading.await.unwrap();
+        assert_eq!((system(&one), system(&other)), ("Be thorough.".to_owned(), "Be thorough.".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn a_node_that_cant_use_the_shared_prompts_says_so_until_it_can() {
+        let store = Arc::<MemoryStore>::default();
+        let registry = Registry::new(Arc::clone(&store) as _);
+        let good = Source { system: "Be clever.".to_owned(), user: GOOD_USER.to_owned() };
+        let share = async |name: &str, source: &Source| {
+            registry.put(SETTING.to_owned(), &Sources::from([(name.to_owned(), source.clone())])).await.unwrap();
+        };
+        share("v2", &Source { user: "{{ of_a_later_version }}".to_owned(), ..good.clone() }).await;
+        let (prompts, folder) = node(&store, "Be brief.").await;
+        let trouble = prompts.trouble().unwrap();
+        assert!(trouble.contains("v2/decision_analysis.txt") && trouble.contains("of_a_later_version"), "{trouble}");
+        assert_eq!(versions(&prompts), "v1");
+        share("v2", &good).await;
+        Live::reload(&prompts, SETTING).await.unwrap();
+        assert_eq!((prompts.trouble(), versions(&prompts)), (None, "v2".to_owned()));
+
+        share("v2", &Source { system: String::new(), ..good }).await;
+        Live::reload(&prompts, SETTING).await.unwrap();
+        assert!(prompts.trouble().is_some() && system(&prompts) == "Be clever.", "the old ones stay in use");
+        prompts.reload().await.unwrap();
+        assert_eq!((prompts.trouble(), system(&prompts)), (None, "Be brief.".to_owned()));
+        drop(folder);
     }
 }

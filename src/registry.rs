@@ -4,20 +4,29 @@
 //! Who holds a copy of settings in memory implements [`Live`]. [`Registry::follow`] keeps all copies up to date with what
 //! any node changes.
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
-    sync::broadcast::error::{RecvError, TryRecvError},
-    time::sleep,
+    sync::broadcast::{
+        Receiver,
+        error::{RecvError, TryRecvError},
+    },
+    task::JoinSet,
+    time::timeout,
 };
 use tracing::{error, warn};
 
-use crate::store::{self, StoreError};
+use crate::{
+    metrics::Metrics,
+    process,
+    store::{self, StoreError},
+};
 
-/// Pause after a read that failed.
-const RETRY: Duration = Duration::from_millis(250);
+/// First and longest pause after a read that failed.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
 
 /// The settings. Clones are handles to the same ones.
 #[derive(Clone)]
@@ -44,8 +53,11 @@ pub trait Live: Send + Sync {
     /// leave the copy.
     ///
     /// # Errors
-    /// [`Unavailable`]; then the copy stays as it is.
+    /// [`Unavailable`]; then the copy does not change.
     async fn reload(&self, changed: &str) -> Result<(), Unavailable>;
+
+    /// Whether the copy has all changes that were announced. False until [`Registry::follow`] says otherwise.
+    fn set_current(&self, _is_current: bool) {}
 }
 
 impl fmt::Debug for Registry {
@@ -66,13 +78,9 @@ impl Registry {
     /// [`Unavailable`].
     pub async fn load<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, T)>, Unavailable> {
         let stored = self.0.prefix(prefix).await?.into_iter();
-        let read = |(name, text): (String, String)| {
-            let value = serde_json::from_str(&text);
-            let value =
-                value.inspect_err(|error| error!(name, %error, "failed to read a stored setting; it is left out"));
-            Some((name.strip_prefix(prefix)?.to_owned(), value.ok()?))
-        };
-        Ok(stored.filter_map(read).collect())
+        Ok(stored
+            .filter_map(|(name, text)| Some((name.strip_prefix(prefix)?.to_owned(), parse(&name, &text)?)))
+            .collect())
     }
 
     /// The setting of this name.
@@ -80,8 +88,7 @@ impl Registry {
     /// # Errors
     /// [`Unavailable`].
     pub async fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Unavailable> {
-        let stored = self.load(name).await?.into_iter();
-        Ok(stored.filter(|(rest, _)| rest.is_empty()).map(|(_, value)| value).next())
+        Ok(self.text(name).await?.and_then(|text| parse(name, &text)))
     }
 
     /// Saves a setting: it is durable when this returns.
@@ -89,8 +96,7 @@ impl Registry {
     /// # Errors
     /// [`Unavailable`].
     pub async fn put(&self, name: String, value: &impl Serialize) -> Result<(), Unavailable> {
-        let text = serde_json::to_string(value).map_err(|error| Unavailable(error.to_string()))?;
-        Ok(self.0.put(name, text).await?)
+        Ok(self.0.put(name, to_text(value)?).await?)
     }
 
     /// Removes a setting, if there is one of this name.
@@ -101,57 +107,167 @@ impl Registry {
         Ok(self.0.delete(name).await?)
     }
 
+    /// Changes a setting to what `change` makes of its value; `None` means that there is none. If another node changes it
+    /// meanwhile, `change` is called again with the new value. The change is durable when this returns the value.
+    ///
+    /// # Errors
+    /// [`Unavailable`], and those of `change`; then nothing changes.
+    pub async fn update<T, E>(
+        &self,
+        name: &str,
+        mut change: impl FnMut(Option<T>) -> Result<Option<T>, E> + Send,
+    ) -> Result<Option<T>, E>
+    where
+        T: Serialize + DeserializeOwned + Send,
+        E: From<Unavailable>,
+    {
+        loop {
+            let before = self.text(name).await?;
+            let value = change(before.as_deref().and_then(|text| parse(name, text)))?;
+            let after = value.as_ref().map(to_text).transpose()?;
+            if before == after || self.compare_and_set(name, before, after).await? {
+                return Ok(value);
+            }
+        }
+    }
+
+    async fn compare_and_set(
+        &self,
+        name: &str,
+        before: Option<String>,
+        after: Option<String>,
+    ) -> Result<bool, Unavailable> {
+        Ok(self.0.compare_and_set(name.to_owned(), before, after).await?)
+    }
+
+    async fn text(&self, name: &str) -> Result<Option<String>, Unavailable> {
+        let stored = self.0.prefix(name).await?.into_iter();
+        Ok(stored.filter(|(stored, _)| stored == name).map(|(_, text)| text).next())
+    }
+
     /// Whether the copies follow what other nodes change. If not, a copy may be outdated.
     pub fn is_watch_live(&self) -> bool {
         self.0.is_watch_live()
     }
 
     /// Reads settings into the copies again whenever any node changes them. Ends with the store.
-    pub async fn follow(&self, copies: Vec<Arc<dyn Live>>) {
-        let mut watch = self.0.watch();
-        let all = || copies.iter().map(|copy| copy.prefix().to_owned());
-        // What changed between the load of a copy and this moment was not announced to it.
-        let mut stale: BTreeSet<String> = all().collect();
-        loop {
-            stale = reload(&copies, stale).await;
-            let announced = tokio::select! {
-                announced = watch.recv() => Some(announced),
-                () = sleep(RETRY), if !stale.is_empty() => None,
-            };
-            let mut next = announced;
-            while let Some(announced) = next.take() {
-                match announced {
-                    Ok(name) if name.is_empty() => stale.extend(all()),
-                    Err(RecvError::Lagged(_)) => stale.extend(all()),
-                    Ok(name) => drop(stale.insert(name)),
-                    Err(RecvError::Closed) => return,
-                }
-                next = match watch.try_recv() {
-                    Ok(name) => Some(Ok(name)),
-                    Err(TryRecvError::Lagged(missed)) => Some(Err(RecvError::Lagged(missed))),
-                    Err(TryRecvError::Empty | TryRecvError::Closed) => None,
-                };
+    ///
+    /// Each copy has a task of its own: one that is slow or panics keeps no other from its changes.
+    pub async fn follow(&self, copies: Vec<Arc<dyn Live>>, metrics: &Metrics) {
+        let mut tasks = JoinSet::new();
+        for copy in copies {
+            tasks.spawn(process::task(follow(copy, self.0.watch(), metrics.clone())));
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Option<T> {
+    let value = serde_json::from_str(text);
+    value.inspect_err(|error| error!(name, %error, "failed to read a stored setting; it is left out")).ok()
+}
+
+fn to_text(value: &impl Serialize) -> Result<String, Unavailable> {
+    serde_json::to_string(value).map_err(|error| Unavailable(error.to_string()))
+}
+
+/// Settings that a copy has to read again.
+struct Changed {
+    prefix: &'static str,
+    names: BTreeSet<String>,
+}
+
+impl Changed {
+    /// All settings of the copy.
+    fn all(prefix: &'static str) -> Changed {
+        Changed { prefix, names: BTreeSet::from([prefix.to_owned()]) }
+    }
+
+    /// Adds what was announced. False if nothing will be any more.
+    fn add(&mut self, announced: Result<String, RecvError>) -> bool {
+        match announced {
+            Ok(name) if name.is_empty() => *self = Changed::all(self.prefix),
+            Err(RecvError::Lagged(_)) => *self = Changed::all(self.prefix),
+            Ok(name) if name.starts_with(self.prefix) && !self.names.contains(self.prefix) => {
+                self.names.insert(name);
             }
+            Ok(_) => {}
+            Err(RecvError::Closed) => return false,
+        }
+        true
+    }
+
+    /// Adds what is announced already. False if nothing will be any more.
+    fn add_all(&mut self, watch: &mut Receiver<String>) -> bool {
+        loop {
+            let announced = match watch.try_recv() {
+                Ok(name) => Ok(name),
+                Err(TryRecvError::Lagged(missed)) => Err(RecvError::Lagged(missed)),
+                Err(TryRecvError::Closed) => Err(RecvError::Closed),
+                Err(TryRecvError::Empty) => return true,
+            };
+            if !self.add(announced) {
+                return false;
+            }
+        }
+    }
+
+    /// Reads them. Those that can't be read stay.
+    async fn read(&mut self, copy: &dyn Live, metrics: &Metrics) {
+        for name in std::mem::take(&mut self.names) {
+            let failure = match AssertUnwindSafe(copy.reload(&name)).catch_unwind().await {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error.to_string(),
+                Err(panic) => format!("panicked: {}", process::panic_text(&*panic)),
+            };
+            warn!(name, error = failure, "failed to read changed settings; trying again");
+            metrics.settings_failures.inc();
+            self.names.insert(name);
         }
     }
 }
 
-/// Reads the `changed` settings again. Returns those that could not be read.
-async fn reload(copies: &[Arc<dyn Live>], changed: BTreeSet<String>) -> BTreeSet<String> {
-    let mut failed = BTreeSet::new();
-    for name in changed {
-        for copy in copies.iter().filter(|copy| name.starts_with(copy.prefix())) {
-            if let Err(error) = copy.reload(&name).await {
-                warn!(name, %error, "failed to read changed settings; trying again");
-                failed.insert(name.clone());
-            }
+/// A copy while it is kept up to date.
+struct Followed(Arc<dyn Live>);
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.0.set_current(false);
+    }
+}
+
+/// Keeps a copy up to date.
+async fn follow(copy: Arc<dyn Live>, mut watch: Receiver<String>, metrics: Metrics) {
+    let copy = Followed(copy);
+    // What changed between the load of the copy and this moment was not announced to it.
+    let (mut changed, mut pause) = (Changed::all(copy.0.prefix()), RETRY.0);
+    loop {
+        if !changed.names.is_empty() {
+            copy.0.set_current(false);
+            changed.read(&*copy.0, &metrics).await;
+        }
+        if !changed.add_all(&mut watch) {
+            return;
+        }
+        let announced = if changed.names.is_empty() {
+            pause = RETRY.0;
+            copy.0.set_current(true);
+            Some(watch.recv().await)
+        } else {
+            let announced = timeout(pause, watch.recv()).await.ok();
+            pause = (pause * 2).min(RETRY.1);
+            announced
+        };
+        if announced.is_some_and(|announced| !changed.add(announced)) {
+            return;
         }
     }
-    failed
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::join_all;
+    use parking_lot::Mutex;
     use tokio::sync::mpsc;
 
     use super::*;
@@ -186,7 +302,7 @@ mod tests {
         let copy: Arc<dyn Live> = Arc::new(Copy(registry.clone(), sender));
         let following = tokio::spawn({
             let registry = registry.clone();
-            async move { registry.follow(vec![copy]).await }
+            async move { registry.follow(vec![copy], &Metrics::new()).await }
         });
         assert_eq!(read.recv().await.unwrap(), "a/: [7]", "what changed before it followed");
         for name in ["b", "a/1", "a"] {
@@ -204,11 +320,79 @@ mod tests {
         assert_eq!(read.recv().await.unwrap(), "a/2: [2]");
 
         // More than a slow receiver is told one by one.
-        for n in 0..1_000 {
-            store.inner().put(format!("a/0{n}"), "3".to_owned()).await.unwrap();
-        }
+        join_all((0..1_000).map(|n| store.inner().put(format!("a/0{n}"), "3".to_owned()))).await;
         let all = read.recv().await.unwrap();
         assert!(all.starts_with("a/: ") && all.len() > 3_000, "{all}");
         following.abort();
+    }
+
+    /// A copy that never ends a read, or panics at the first.
+    #[derive(Default)]
+    struct Faulty {
+        hangs: bool,
+        reads: Mutex<usize>,
+        is_current: Mutex<bool>,
+    }
+
+    #[async_trait]
+    impl Live for Faulty {
+        fn prefix(&self) -> &'static str {
+            "a/"
+        }
+
+        async fn reload(&self, _: &str) -> Result<(), Unavailable> {
+            let reads = {
+                let mut reads = self.reads.lock();
+                *reads += 1;
+                *reads
+            };
+            match (self.hangs, reads) {
+                (true, _) => std::future::pending().await,
+                (false, 1) => panic!("on purpose"),
+                (false, _) => Ok(()),
+            }
+        }
+
+        fn set_current(&self, is_current: bool) {
+            *self.is_current.lock() = is_current;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_that_hangs_or_panics_is_not_current_and_keeps_no_other_from_its_changes() {
+        let registry = Registry::new(Arc::<MemoryStore>::default());
+        let (sender, mut read) = mpsc::unbounded_channel();
+        let hanging = Arc::new(Faulty { hangs: true, ..Faulty::default() });
+        let (panicking, metrics) = (Arc::<Faulty>::default(), Metrics::new());
+        let copies: Vec<Arc<dyn Live>> =
+            vec![Arc::clone(&hanging) as _, Arc::clone(&panicking) as _, Arc::new(Copy(registry.clone(), sender))];
+        let following = tokio::spawn({
+            let (registry, metrics) = (registry.clone(), metrics.clone());
+            async move { registry.follow(copies, &metrics).await }
+        });
+        assert_eq!(read.recv().await.unwrap(), "a/: []");
+        registry.put("a/1".to_owned(), &1).await.unwrap();
+        assert_eq!(read.recv().await.unwrap(), "a/1: [1]");
+        while !*panicking.is_current.lock() {
+            tokio::task::yield_now().await;
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert_eq!((metrics.settings_failures.get(), *hanging.is_current.lock()), (1, false));
+        following.abort();
+        while *panicking.is_current.lock() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn of_changes_at_once_each_builds_on_the_one_before() {
+        let registry = Registry::new(Arc::<MemoryStore>::default());
+        let add = |known: Option<u32>| Ok::<_, Unavailable>(Some(known.unwrap_or(0) + 1));
+        let all = join_all((0..8).map(|_| registry.update("a", add))).await;
+        let mut values: Vec<u32> = all.into_iter().map(|value| value.unwrap().unwrap()).collect();
+        values.sort_unstable();
+        assert_eq!((values, registry.get("a").await), ((1..=8).collect(), Ok(Some(8))));
+        let gone = registry.update("a", |_| Ok::<Option<u32>, Unavailable>(None)).await;
+        assert_eq!((gone, registry.get::<u32>("a").await), (Ok(None), Ok(None)));
     }
 }

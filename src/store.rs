@@ -25,7 +25,7 @@ pub(crate) mod fault;
 pub(crate) mod memory;
 
 pub use self::{
-    nodes::{Alone, Nodes},
+    nodes::{Alone, LEASE, Nodes},
     traits::{
         ClaimedJob, Due, EndedCounts, Feed, Insertion, JobHead, JobStore, Ledger, OrphanedKey, Outbox, Registry, Store,
         StoreError, Totals,

@@ -34,6 +34,9 @@ pub(super) const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 const MAX_QUOTED: usize = 200;
 
+/// Exit code if something could not be read.
+pub(super) const INCOMPLETE: u8 = 3;
+
 /// Exit code if the service refused the request.
 pub(super) const REFUSED: u8 = 4;
 

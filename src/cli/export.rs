@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 
 use super::{
-    client::{ClientError, Connection},
+    client::{ClientError, Connection, INCOMPLETE},
     move_data::{self, place},
     terminal::{clean, escaped},
 };
@@ -18,9 +18,6 @@ use crate::{
     clock::Clock,
     store::archive::{Checker, Kind, Record, Tally, Writer},
 };
-
-/// Exit code if something could not be read.
-pub(super) const INCOMPLETE: u8 = 3;
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:

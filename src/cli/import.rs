@@ -10,8 +10,7 @@ use reqwest::{Method, header};
 use serde::Deserialize;
 
 use super::{
-    client::{Client, Connection},
-    export::INCOMPLETE,
+    client::{Client, Connection, INCOMPLETE},
     move_data::{self, place},
     terminal::clean,
 };

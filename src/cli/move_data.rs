@@ -8,7 +8,10 @@ use std::{
 use anyhow::Context;
 use secrecy::SecretString;
 
-use super::{client::Connection, export::INCOMPLETE, terminal};
+use super::{
+    client::{Connection, INCOMPLETE},
+    terminal,
+};
 use crate::{
     app::transfer::{self, Ahead, AheadReport, Place, Transferred},
     config::Settings,

@@ -39,7 +39,7 @@ pub struct Api {
     pub queue: Queue,
     pub operations: Operations,
     pub ledger: Arc<dyn Ledger>,
-    /// For exports alone.
+    /// For exports, and for what `/metrics` says of the feed.
     pub store: Arc<dyn Store>,
     pub audit: Arc<AuditLog>,
     pub limits: Limits,

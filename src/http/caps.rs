@@ -19,7 +19,7 @@ pub struct Caps {
     registry: Registry,
     /// Those of the setting RATE_LIMITS.
     of_setting: RateCaps,
-    /// Held from reading the caps until the next ones are stored.
+    /// Held from reading the caps until they are in force, so that no older ones replace newer ones.
     changing: Mutex<()>,
 }
 
@@ -40,20 +40,22 @@ impl Caps {
     /// Changes the caps that `wanted` has. Returns all.
     pub(super) async fn change(&self, wanted: RateCaps) -> Result<RateCaps, Unavailable> {
         let _changing = self.changing.lock().await;
-        let before = self.stored().await?;
-        let after = RateCaps {
-            requests: wanted.requests.or(before.requests),
-            input_tokens: wanted.input_tokens.or(before.input_tokens),
-            output_tokens: wanted.output_tokens.or(before.output_tokens),
+        let change = |stored| {
+            let before = self.in_force(stored);
+            let caps = RateCaps {
+                requests: wanted.requests.or(before.requests),
+                input_tokens: wanted.input_tokens.or(before.input_tokens),
+                output_tokens: wanted.output_tokens.or(before.output_tokens),
+            };
+            Ok::<_, Unavailable>(Some(StoredCaps { caps, instead_of: self.of_setting }))
         };
-        self.registry.put(SETTING.to_owned(), &StoredCaps { caps: after, instead_of: self.of_setting }).await?;
+        let after = self.in_force(self.registry.update(SETTING, change).await?);
         self.apply(after);
         Ok(after)
     }
 
-    async fn stored(&self) -> Result<RateCaps, Unavailable> {
-        let stored = self.registry.get::<StoredCaps>(SETTING).await?;
-        Ok(stored.filter(|stored| stored.instead_of == self.of_setting).map_or(self.of_setting, |stored| stored.caps))
+    fn in_force(&self, stored: Option<StoredCaps>) -> RateCaps {
+        stored.filter(|stored| stored.instead_of == self.of_setting).map_or(self.of_setting, |stored| stored.caps)
     }
 
     fn apply(&self, caps: RateCaps) {
@@ -71,7 +73,7 @@ impl Live for Caps {
 
     async fn reload(&self, _: &str) -> Result<(), Unavailable> {
         let _changing = self.changing.lock().await;
-        self.apply(self.stored().await?);
+        self.apply(self.in_force(self.registry.get(SETTING).await?));
         Ok(())
     }
 }
@@ -112,6 +114,15 @@ mod tests {
         }
         let changed = RateCaps { input_tokens, ..requests(7) };
         assert_eq!(in_force, [changed, changed, requests(50)], "the last has another setting");
+        let output_tokens = NonZeroU32::new(6_000);
+        let both = tokio::join!(
+            nodes[0].change(requests(8)),
+            nodes[1].change(RateCaps { output_tokens, ..RateCaps::default() })
+        );
+        assert!(both.0.is_ok() && both.1.is_ok());
+        nodes[0].reload(SETTING).await.unwrap();
+        let changed = RateCaps { requests: NonZeroU32::new(8), output_tokens, ..changed };
+        assert_eq!(nodes[0].limits.caps(), changed, "of changes at once, both hold");
         store.break_down(Outage::Fails);
         assert!(nodes[0].change(requests(9)).await.is_err() && nodes[0].limits.caps() == changed);
     }

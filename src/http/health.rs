@@ -135,7 +135,14 @@ pub(super) fn troubles(api: &Api) -> Vec<FieldError> {
     let closing = api.queue.is_closing().then(|| FieldError::new("service", "is shutting down"));
     let store = api.operations.trouble().map(|trouble| FieldError::new("store", trouble));
     let disk = api.operations.shortage().map(|shortage| FieldError::new("disk", shortage.to_string()));
-    closing.into_iter().chain(store).chain(disk).collect()
+    let prompts = api.prompts.trouble().map(|trouble| {
+        let message = format!(
+            "can't use the prompts of the other nodes: {trouble}. Run the same version of the service on all nodes, or \
+             reload the prompts on this one"
+        );
+        FieldError::new("prompts", message)
+    });
+    closing.into_iter().chain(store).chain(disk).chain(prompts).collect()
 }
 
 /// Metrics in the OpenMetrics format
@@ -178,6 +185,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.metrics.paused.set(i64::from(api.operations.paused().is_some()));
     api.metrics.queue_used.set(api.operations.used());
     api.metrics.store_available.set(i64::from(api.operations.trouble().is_none()));
+    api.metrics.feed_live.set(i64::from(api.store.is_watch_live()));
     rendered(&api.metrics)
 }
 

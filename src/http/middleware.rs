@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     metrics::HttpLabels,
+    process::panic_text,
     telemetry::{Span, TRACEPARENT},
 };
 
@@ -136,12 +137,7 @@ fn text(id: &HeaderValue) -> &str {
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Response {
-    let message = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message");
-    error!(request.id = observe::request_id(), panic = message, "a handler panicked");
+    error!(request.id = observe::request_id(), panic = panic_text(panic), "a handler panicked");
     Problem::new(INTERNAL, "internal error; search the log for this request_id").into_response()
 }
 

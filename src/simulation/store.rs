@@ -193,6 +193,16 @@ impl Registry for NodeStore {
         self.0.write(async move { store.delete(name).await }).await
     }
 
+    async fn compare_and_set(
+        &self,
+        name: String,
+        expected: Option<String>,
+        value: Option<String>,
+    ) -> Result<bool, StoreError> {
+        let store = self.database();
+        self.0.write(async move { store.compare_and_set(name, expected, value).await }).await
+    }
+
     async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
         self.0.read(self.database().prefix(prefix)).await
     }

@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use futures_util::future::join_all;
+
 use super::{
     EndedCounts, Feed, Insertion, Store, StoreError, Totals,
     archive::{self, Reader, Record, Scope},
@@ -438,6 +440,8 @@ async fn keeps_settings_and_an_audit_log(store: &impl Store) {
     assert_eq!(settings("b/").await, ["b/1=w", "b/2=z"]);
     store.delete("b/1".to_owned()).await.unwrap();
     assert_eq!(settings("").await, ["a=y", "b/2=z"]);
+    changes_a_setting_only_if_it_is_as_expected(store).await;
+    assert_eq!(settings("").await, ["a=y", "b/2=z"]);
 
     let id = |n: u128| uuid::Uuid::from_u128(n);
     for (n, text) in [(1, "one"), (2, "two"), (3, "three"), (2, "two again")] {
@@ -448,6 +452,24 @@ async fn keeps_settings_and_an_audit_log(store: &impl Store) {
     assert_eq!(store.read_audit(Some(id(2)), 9).await.unwrap(), [entry(1, "one")]);
     store.append_audit(id(4), "four".to_owned(), id(2)).await.unwrap();
     assert_eq!(store.read_audit(Some(id(3)), 9).await.unwrap(), [entry(2, "two again")], "the first is too old");
+}
+
+async fn changes_a_setting_only_if_it_is_as_expected(store: &impl Store) {
+    let text = |text: &str| Some(text.to_owned());
+    let change = async |expected, value| store.compare_and_set("c".to_owned(), expected, value).await.unwrap();
+    let mut watch = store.watch();
+    assert!(!change(text("x"), text("y")).await, "it is not there");
+    assert!(change(None, text("x")).await);
+    assert!(!change(None, text("y")).await && !change(text("z"), None).await);
+    assert_eq!(store.prefix("c").await.unwrap(), [("c".to_owned(), "x".to_owned())]);
+    // Of several at once, also in one commit, one changes it.
+    let all = join_all((0..8).map(|n| change(text("x"), Some(n.to_string())))).await;
+    assert_eq!(all.iter().filter(|is_done| **is_done).count(), 1, "{all:?}");
+    let value = store.prefix("c").await.unwrap().remove(0).1;
+    assert_eq!(all.iter().position(|is_done| *is_done).unwrap().to_string(), value);
+    assert!(change(Some(value), None).await && store.prefix("c").await.unwrap().is_empty());
+    let announced = std::iter::from_fn(|| watch.try_recv().ok()).count();
+    assert_eq!(announced, 3, "each change, and nothing else");
 }
 
 async fn announces_each_changed_setting_to_all_who_watch(store: &impl Store) {

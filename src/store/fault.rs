@@ -359,6 +359,15 @@ impl<S: Store> Registry for FaultStore<S> {
         self.call(Call::Put, self.inner.delete(name)).await
     }
 
+    async fn compare_and_set(
+        &self,
+        name: String,
+        expected: Option<String>,
+        value: Option<String>,
+    ) -> Result<bool, StoreError> {
+        self.call(Call::Put, self.inner.compare_and_set(name, expected, value)).await
+    }
+
     async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {
         self.read(self.inner.prefix(prefix)).await
     }

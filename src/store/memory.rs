@@ -464,8 +464,11 @@ impl Outbox for MemoryStore {
 #[async_trait]
 impl Registry for MemoryStore {
     async fn put(&self, name: String, value: String) -> Result<(), StoreError> {
+        // Later than the first poll, and answered later still: a real store has to write.
+        tokio::task::yield_now().await;
         self.open()?.settings.insert(name.clone(), value);
         self.settings_watch.changed(&name);
+        tokio::task::yield_now().await;
         Ok(())
     }
 
@@ -473,6 +476,28 @@ impl Registry for MemoryStore {
         self.open()?.settings.remove(&name);
         self.settings_watch.changed(&name);
         Ok(())
+    }
+
+    async fn compare_and_set(
+        &self,
+        name: String,
+        expected: Option<String>,
+        value: Option<String>,
+    ) -> Result<bool, StoreError> {
+        // Not in the first poll: a real store has to write.
+        tokio::task::yield_now().await;
+        {
+            let settings = &mut self.open()?.settings;
+            if settings.get(&name) != expected.as_ref() {
+                return Ok(false);
+            }
+            match value {
+                Some(value) => settings.insert(name.clone(), value),
+                None => settings.remove(&name),
+            };
+        }
+        self.settings_watch.changed(&name);
+        Ok(true)
     }
 
     async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {

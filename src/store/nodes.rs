@@ -1,9 +1,14 @@
 //! The processes that share a store: which one this is, which of them can be given calls, and whose calls may still be under
 //! way.
 
+use std::time::Duration;
+
 use tokio::sync::watch;
 
 use crate::job::Owner;
+
+/// A node that the others have not heard of for so long is lost, and its attempts end. It has given them up a second before.
+pub const LEASE: Duration = Duration::from_secs(30);
 
 /// The nodes of a store. Answers from memory.
 pub trait Nodes: Send + Sync + 'static {

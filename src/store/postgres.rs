@@ -1,7 +1,8 @@
 //! The store on PostgreSQL, for any number of nodes. The only importer of tokio-postgres.
 //!
 //! - `connection`: connections, what must hold of the server, the schema
-//! - `seat`: which node makes the calls
+//! - `seat`: which node is the dispatcher
+//! - `nodes`: which nodes there are; `roster`: what their beats say; `formats`: what they can read
 //! - `feed`: what other nodes changed
 //! - `peers`: what all nodes must have in common; `marks`: how they compare settings
 //! - `batch`: what changes make of jobs
@@ -18,10 +19,13 @@ mod batch;
 mod columns;
 mod connection;
 mod feed;
+mod formats;
 mod listing;
 mod marks;
+mod nodes;
 mod peers;
 mod readers;
+mod roster;
 mod seat;
 mod session;
 mod shared;
@@ -48,16 +52,18 @@ use self::{
     batch::{Batch, Needs},
     connection::Database,
     listing::{broken, decode, record, unavailable},
+    nodes::{Beats, KnownNodes, Phase},
     readers::Readers,
     session::FORGOTTEN_KEYS,
     shared::{Reset, Shared, Standing},
     state::State,
     writer::{Answer, Command, Lanes, Writer},
 };
-pub use self::{connection::OpenError, marks::CommonSettings, seat::Seat};
+pub use self::{connection::OpenError, formats::Formats, marks::CommonSettings, nodes::Member, seat::Seat};
 use super::{
     change,
     new_job::NewJob,
+    nodes::Nodes,
     traits::{ClaimedJob, Due, Feed, Insertion, JobHead, JobStore, Ledger, OrphanedKey, Outbox, Registry, StoreError},
     watch::SettingsWatch,
 };
@@ -83,8 +89,17 @@ pub struct PostgresStore {
     shared: Arc<Shared>,
     /// `None` once the store is closed.
     lanes: Mutex<Option<Senders>>,
-    /// The writer, and the task of the seat and the peers, which ends with the store.
-    tasks: Mutex<Option<(JoinHandle<()>, AbortOnDropHandle<()>)>>,
+    nodes: Arc<KnownNodes>,
+    tasks: Mutex<Option<Tasks>>,
+}
+
+/// All but the writer end with the store.
+struct Tasks {
+    writing: JoinHandle<()>,
+    /// Of the seat and the peers.
+    _asking: AbortOnDropHandle<()>,
+    /// `None` for a command.
+    beating: Option<AbortOnDropHandle<()>>,
 }
 
 #[derive(Clone)]
@@ -94,17 +109,17 @@ struct Senders {
 }
 
 impl PostgresStore {
-    /// Opens the store, and asks for the seat from now on.
+    /// Opens the store, registers the node and asks for the seat from now on.
     ///
     /// # Errors
     /// [`OpenError`].
     pub async fn open(
         url: &SecretString,
-        common: &CommonSettings<'_>,
+        member: &Member<'_>,
         clock: Clock,
         metrics: Metrics,
     ) -> Result<PostgresStore, OpenError> {
-        let database = Arc::new(Database::open(url, common).await?);
+        let database = Arc::new(Database::open(url, member.common).await?);
         let shared = Arc::new(Shared {
             database: Arc::clone(&database),
             readers: Readers::new(database),
@@ -117,8 +132,14 @@ impl PostgresStore {
             lost: CancellationToken::new(),
             standing: watch::Sender::new(Standing::Unknown),
             newest: watch::Sender::new(0),
+            unread: Mutex::default(),
             beat_at: Mutex::new(Instant::now()),
         });
+        let nodes = Arc::new(KnownNodes::new(member));
+        let beats = match member.name {
+            Some(_) => Some(Beats::open(Arc::clone(&shared), Arc::clone(&nodes)).await?),
+            None => None,
+        };
         let (changes, changes_lane) = mpsc::channel(PLACES);
         let (new, new_lane) = mpsc::channel(PLACES);
         let lanes = Lanes { changes: changes_lane, new: new_lane };
@@ -137,11 +158,28 @@ impl PostgresStore {
                 (seat::run(Arc::clone(&shared), changes.downgrade()), peers::watch(Arc::clone(&shared)));
             async move { _ = tokio::join!(seat, watching) }
         }));
+        let beating = beats.map(|beats| AbortOnDropHandle::new(tokio::spawn(beats.run())));
         Ok(PostgresStore {
             shared,
             lanes: Mutex::new(Some(Senders { changes, new })),
-            tasks: Mutex::new(Some((writing, asking))),
+            nodes,
+            tasks: Mutex::new(Some(Tasks { writing, _asking: asking, beating })),
         })
+    }
+
+    /// The nodes of the database.
+    pub fn nodes(&self) -> Arc<dyn Nodes> {
+        Arc::clone(&self.nodes) as _
+    }
+
+    /// Lets the other nodes give calls to this one, once its start can't fail any more.
+    pub fn accept_calls(&self) {
+        self.nodes.phase.send_replace(Phase::Ready);
+    }
+
+    /// Lets the other nodes give no more calls to this one. Those that run may end, until the store is closed.
+    pub async fn drain(&self) {
+        self.nodes.drain().await;
     }
 
     /// Sends a text of at most 8,000 bytes to all nodes, this one too. It is not stored and may be lost.
@@ -412,10 +450,13 @@ impl JobStore for PostgresStore {
     async fn close(&self) {
         self.lanes.lock().take();
         let tasks = self.tasks.lock().take();
-        if let Some((writing, asking)) = tasks {
-            // It has to finish what was accepted.
-            let _ = writing.await;
-            drop(asking);
+        let Some(Tasks { writing, beating, .. }) = tasks else { return };
+        // It has to finish what was accepted.
+        let _ = writing.await;
+        if let Some(beating) = beating {
+            beating.abort();
+            let _ = beating.await;
+            Beats::remove(&self.shared, &self.nodes).await;
         }
     }
 }
@@ -490,6 +531,18 @@ impl Registry for PostgresStore {
             Ok(())
         })
         .await
+    }
+
+    async fn compare_and_set(
+        &self,
+        name: String,
+        expected: Option<String>,
+        value: Option<String>,
+    ) -> Result<bool, StoreError> {
+        let settings = vec![name.clone().into_bytes()];
+        let bytes = value.as_ref().map_or(0, String::len);
+        let needs = Needs { settings, count: 1, bytes, ..Needs::default() };
+        self.change(needs, move |batch| Ok(batch.compare_and_set(name, expected.as_deref(), value))).await
     }
 
     async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>, StoreError> {

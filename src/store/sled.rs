@@ -326,6 +326,11 @@ impl Registry for SledStore {
         self.write(Size::ONE, |batch| batch.put_setting(name, None)).await
     }
 
+    async fn compare_and_set(&self, name: String, expected: Option<String>, value: Option<String>) -> Result<bool> {
+        let size = Size::change(1, value.as_ref().map_or(0, String::len));
+        self.write(size, move |batch| batch.compare_and_set(name, expected.as_deref(), value)).await
+    }
+
     async fn prefix(&self, prefix: &str) -> Result<Vec<(String, String)>> {
         let settings = &self.shared.view.read().settings;
         let named = settings.range(prefix.to_owned()..).take_while(|(name, _)| name.starts_with(prefix));

@@ -274,6 +274,20 @@ pub trait Registry: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn delete(&self, name: String) -> Result<(), StoreError>;
 
+    /// Saves a setting, or removes it without a `value`, if its value is the `expected` one (`None`: there is no such
+    /// setting). False if it is not; then nothing changes. So of several nodes one changes it.
+    ///
+    /// *Returned true*: the change is durable. *Crashed before*: the setting has its old or its new value.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn compare_and_set(
+        &self,
+        name: String,
+        expected: Option<String>,
+        value: Option<String>,
+    ) -> Result<bool, StoreError>;
+
     /// The settings whose names begin with `prefix`, by name.
     ///
     /// # Errors

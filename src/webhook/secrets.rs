@@ -9,7 +9,6 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
 
 use crate::{
     clock::{Clock, Timestamp},
@@ -32,8 +31,6 @@ struct Inner {
     source: Source,
     registry: Registry,
     clock: Clock,
-    /// Held from reading a rotation until the next one is stored.
-    changing: Mutex<()>,
 }
 
 enum Source {
@@ -102,7 +99,7 @@ impl Secrets {
     }
 
     fn from_source(source: Source, registry: Registry, clock: Clock) -> Secrets {
-        Secrets(Arc::new(Inner { source, registry, clock, changing: Mutex::default() }))
+        Secrets(Arc::new(Inner { source, registry, clock }))
     }
 
     pub fn is_shared(&self) -> bool {
@@ -130,19 +127,20 @@ impl Secrets {
     /// Replaces the secret of `caller`. The old ones sign too for `overlap`, unless they end before.
     pub async fn rotate(&self, caller: Option<&str>, overlap: Duration) -> Result<CallerSecrets, RotationError> {
         let Source::Root(root) = &self.0.source else { return Err(RotationError::OfSetting) };
-        let _changing = self.0.changing.lock().await;
-        let Rotation { generation, mut previous } = self.rotation(caller).await?;
         let now = self.0.clock.now();
         let until = now.plus(overlap);
-        previous.insert(0, Replaced { generation, expires_at: until });
-        previous.iter_mut().for_each(|replaced| replaced.expires_at = replaced.expires_at.min(until));
-        previous.retain(|replaced| replaced.expires_at > now);
-        if previous.len() > MAX_PREVIOUS {
-            let until = previous.iter().map(|replaced| replaced.expires_at).min().unwrap_or(until);
-            return Err(RotationError::TooMany { until });
-        }
-        let rotation = Rotation { generation: generation.wrapping_add(1), previous };
-        self.0.registry.put(setting(caller), &rotation).await?;
+        let rotate = |stored: Option<Rotation>| {
+            let Rotation { generation, mut previous } = stored.unwrap_or_default();
+            previous.insert(0, Replaced { generation, expires_at: until });
+            previous.iter_mut().for_each(|replaced| replaced.expires_at = replaced.expires_at.min(until));
+            previous.retain(|replaced| replaced.expires_at > now);
+            if previous.len() > MAX_PREVIOUS {
+                let until = previous.iter().map(|replaced| replaced.expires_at).min().unwrap_or(until);
+                return Err(RotationError::TooMany { until });
+            }
+            Ok(Some(Rotation { generation: generation.wrapping_add(1), previous }))
+        };
+        let rotation = self.0.registry.update(&setting(caller), rotate).await?.unwrap_or_default();
         Ok(self.of_rotation(root, caller, &rotation))
     }
 
@@ -245,6 +243,9 @@ mod tests {
         one.rotate(Some("alice"), HOUR).await.unwrap();
         let after = all(&other, Some("alice")).await;
         assert_eq!((after.len(), &after[1], after == all(&one, Some("alice")).await), (2, &before[0], true));
+        let both = tokio::join!(one.rotate(Some("alice"), HOUR), other.rotate(Some("alice"), HOUR));
+        assert!(both.0.is_ok() && both.1.is_ok());
+        assert_eq!(all(&one, Some("alice")).await.len(), 4, "of rotations at once, both count");
     }
 
     #[tokio::test]

@@ -36,7 +36,7 @@ use ceoagent::{
     queue::{Allowance, Claim, Lanes, Policy, Queue, Submission, retry::RetryBounds},
     store::{
         Store,
-        postgres::PostgresStore,
+        postgres::{Member, PostgresStore},
         sled::{SledConfig, SledStore},
     },
     sweeper,
@@ -72,7 +72,7 @@ const RECOVERY: (usize, usize) = (100_000, 5);
 /// The store in a folder, or in the database of a URL.
 async fn open_store(place: &str, metrics: Metrics) -> Arc<dyn Store> {
     if place.starts_with("postgres") {
-        return Arc::new(PostgresStore::open(&place.into(), &[], Clock::system(), metrics).await.unwrap());
+        return Arc::new(PostgresStore::open(&place.into(), &Member::COMMAND, Clock::system(), metrics).await.unwrap());
     }
     // The service's own cache.
     let config = SledConfig { path: Path::new(place).join("store"), cache_bytes: 64 << 20, keep_answers: false };

@@ -105,8 +105,13 @@ class Cluster:
         until("the start of PostgreSQL", lambda: subprocess.run([newest / "bin/pg_isready", *address]).returncode == 0)
 
     def start_redis(self):
+        """With the user that docs/security.md describes, and no other."""
         server = shutil.which("redis-server") or "valkey-server"
-        self.start([server, "--port", str(self.redis), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"], cwd="/")
+        guide = pathlib.Path("docs/security.md").read_text(encoding="utf-8")
+        user = re.search(r"ACL SETUSER (ceoagent on .*)`", guide)[1].replace("PASSWORD", PASSWORD)
+        self.start(
+            [server, "--port", str(self.redis), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
+             "--user", *user.split(), "--user", "default", "off"], cwd="/")
 
     def start_proxy(self):
         """The shipped configuration, with the ports of this machine in place of compose's names."""
@@ -126,7 +131,8 @@ class Cluster:
             "HOST": "127.0.0.1", "PORT": str(port), "DATA_DIR": str(folder), "PROMPTS_DIR": os.path.abspath("prompts"),
             "ADMIN_TOKEN": TOKEN, "WEBHOOK_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=",
             "DATABASE_URL": f"postgres://ceoagent:{PASSWORD}@127.0.0.1:{self.database}/postgres?sslmode=disable",
-            "REDIS_URL": f"redis://127.0.0.1:{self.redis}", "ANTHROPIC_API_KEY": "sk-test", "ANTHROPIC_BASE_URL": self.claude.url, "TRUSTED_PROXIES": "127.0.0.1",
+            "REDIS_URL": f"redis://ceoagent:{PASSWORD}@127.0.0.1:{self.redis}", "ANTHROPIC_API_KEY": "sk-test",
+            "ANTHROPIC_BASE_URL": self.claude.url, "TRUSTED_PROXIES": "127.0.0.1",
             "PATH": os.environ["PATH"],
         }
         self.nodes[port] = self.start([self.binary, "serve"], env=environment, cwd=folder)

@@ -31,6 +31,23 @@ for image in images:
     assert image.startswith("ceoagent:") or re.fullmatch(r"[^@]+@sha256:[0-9a-f]{64}", image), f"{image} has no digest"
 END
 
+say "The settings of the cluster, as docs/deploy.md has them"
+settings=$(mktemp -d)
+(
+    steps=$(sed -n '/^for setting in /,/^done$/p' docs/deploy.md)
+    sed 's/^POSTGRES_PASSWORD=.*//' .env.example > "$settings/.env"
+    cd "$settings"
+    echo POSTGRES_PASSWORD=from-before >> .env
+    bash -ec "$steps"
+    cp .env first
+    bash -ec "$steps"
+    cmp .env first && grep -qx POSTGRES_PASSWORD=from-before .env
+    for name in ADMIN_TOKEN WEBHOOK_SECRET POSTGRES_PASSWORD SINGLE_NODES PROMETHEUS_TARGETS; do
+        [ "$(grep -c "^$name=" .env)" = 1 ] && grep -q "^$name=." .env || { echo "$name is not set once" >&2; exit 1; }
+    done
+)
+rm -rf "$settings"
+
 say "Alarms"
 promtool check config deploy/prometheus/prometheus.yml
 promtool check rules deploy/prometheus/alerts.yml

@@ -190,7 +190,9 @@ fi
 export PROXY_IMAGE POSTGRES_IMAGE REDIS_IMAGE
 
 say "Three nodes behind the proxy"
-bash -c "$(sed -n '/^cat >> .env <<END$/,/^END$/p' docs/deploy.md)"
+sed 's/^ADMIN_TOKEN=$/ADMIN_TOKEN=set-by-an-operator/' .env.example > .env
+echo TRUSTED_PROXIES=203.0.113.7 >> .env
+bash -c "$(sed -n '/^for setting in /,/^done$/p' docs/deploy.md)"
 cluster() { compose -f docker-compose.yml -f tests/docker/cluster.yml --profile cluster "$@"; }
 # Sets `node`.
 dispatcher() {
@@ -209,6 +211,8 @@ cluster run --rm -v "$PWD/data/demo:/app/single" node1 move --from /app/single -
 cluster up -d
 until_true "a ready node behind the proxy" ready
 for id in "$first" "$second" "$third"; do succeeded "$id" || fail "job $id is gone after the move"; done
+environment="$(docker inspect -f '{{.Config.Env}}' "$(cluster ps -q node1)")"
+[[ "$environment" == *ADMIN_TOKEN=set-by-an-operator* && "$environment" == *,203.0.113.7* ]] || fail "a setting of .env is lost"
 [ -z "$(cluster ps -q ceoagent)" ] || fail "the single node runs beside the cluster"
 accepts "Does the cluster accept?" || fail "the cluster accepts no question"
 before="$id"

@@ -1,7 +1,12 @@
 //! Faults of nodes, of their network, of their clocks and of the database, under load. The long form, by
 //! `tests/cluster/run.sh`, sets CEOAGENT_TEST_FAULTS to the seconds of its longest scenario.
 
-use std::{fs, path::Path, process::Child, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Child,
+    time::Duration,
+};
 
 use rand::RngExt;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
@@ -296,34 +301,42 @@ async fn tls_to_the_database_is_demanded_and_its_certificate_checked() {
     assert!(!status.success() && said.contains("server does not support TLS"), "{said}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_of_the_database_refuses_questions_and_costs_no_accepted_job() {
-    let disk = LoopDisk::new(128);
-    let data = disk.path().join("data");
-    fs::create_dir(&data).unwrap();
-    fs::set_permissions(&data, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-    give_away(&data);
-    let postgres = Postgres::start_in(Some(data), &[]);
-    let cluster = Cluster::start(&three(&postgres.create("jobs"))).await;
-    let ballast = disk.path().join("ballast");
-    let full_at = Moment::now();
+/// A folder of a disk, for a server.
+fn folder_on(disk: &LoopDisk) -> PathBuf {
+    let folder = disk.path().join("database");
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    give_away(&folder);
+    folder
+}
+
+/// Fills a disk and waits until all nodes refuse questions in words. Gives the file to remove.
+async fn fill(disk: &LoopDisk, cluster: &Cluster) -> PathBuf {
+    let (ballast, full_at) = (disk.path().join("ballast"), Moment::now());
     let mut file = fs::File::create(&ballast).unwrap();
     while std::io::Write::write_all(&mut file, &[b'x'; 4 << 10]).is_ok() {}
     let deadline = Instant::now() + PATIENCE;
-    let refused = loop {
-        let refused: Vec<_> = (0..3).flat_map(|node| cluster.refusals(node, full_at)).collect();
-        if refused.len() > 20 {
-            break refused;
-        }
+    let refusals = || (0..3).map(|node| cluster.refusals(node, full_at)).collect::<Vec<_>>();
+    while refusals().iter().any(|refused| refused.len() < 7) {
         assert!(Instant::now() < deadline, "questions are accepted on a full disk");
         sleep(Duration::from_millis(20)).await;
-    };
+    }
+    let refused = refusals().concat();
     assert!(refused.iter().all(|(status, _)| *status == Some(503)), "{refused:?}");
-    let node = Service::at(cluster.nodes[0].base().unwrap());
-    let answer = node.submit("Is there room?").await;
-    answer.assert_problem(503, "storage_unavailable");
+    for node in &cluster.nodes {
+        let answer = Service::at(node.base().unwrap()).submit("Is there room?").await;
+        answer.assert_problem(503, "storage_unavailable");
+    }
     sleep(length(1, |_| 20)).await;
-    drop(file);
+    ballast
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_of_the_database_refuses_questions_and_costs_no_accepted_job() {
+    let disk = LoopDisk::new(128);
+    let postgres = Postgres::start_in(Some(folder_on(&disk)), None, &[]);
+    let cluster = Cluster::start(&three(&postgres.create("jobs"))).await;
+    let ballast = fill(&disk, &cluster).await;
     fs::remove_file(&ballast).unwrap();
     let freed = Moment::now();
     for node in &cluster.nodes {
@@ -333,6 +346,30 @@ async fn a_full_disk_of_the_database_refuses_questions_and_costs_no_accepted_job
     println!("full disk: submits go on {:?} after there is room", cluster.longest_pause(0, freed));
     let log: String = cluster.nodes.iter().map(|node| node.log()).collect();
     assert!(log.contains("No space left on device"), "{log}");
+    cluster.assert_marks().await;
+    drop(postgres);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_of_the_write_ahead_log_refuses_questions_and_costs_no_accepted_job() {
+    let disk = LoopDisk::new(32);
+    let mut postgres = Postgres::start_in(None, Some(folder_on(&disk)), &[]);
+    let cluster = Cluster::start(&three(&postgres.create("jobs"))).await;
+    let ballast = fill(&disk, &cluster).await;
+    assert!(postgres.log().contains("PANIC"), "{}", postgres.log());
+    fs::remove_file(&ballast).unwrap();
+    // The server has crashed and may have ended: it can't recover on a full disk.
+    postgres.stop_immediately();
+    postgres.start_again();
+    let freed = Moment::now();
+    for node in &cluster.nodes {
+        node.ready().await;
+    }
+    cluster.accepted(60).await;
+    println!(
+        "full disk of the write-ahead log: submits go on {:?} after there is room",
+        cluster.longest_pause(0, freed)
+    );
     cluster.assert_marks().await;
     drop(postgres);
 }

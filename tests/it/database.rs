@@ -27,15 +27,19 @@ impl Postgres {
 
     /// With settings such as `fsync=off`.
     pub(crate) fn start_with(settings: &[&str]) -> Postgres {
-        Postgres::start_in(None, settings)
+        Postgres::start_in(None, None, settings)
     }
 
-    /// With its data in an existing folder, and its log of changes elsewhere.
-    pub(crate) fn start_in(data: Option<PathBuf>, settings: &[&str]) -> Postgres {
+    /// With its data, and its write-ahead log in segments of 1 MiB, in existing folders.
+    pub(crate) fn start_in(data: Option<PathBuf>, wal: Option<PathBuf>, settings: &[&str]) -> Postgres {
         let mut postgres = Postgres::new(data, settings);
         let mut initdb = program("initdb");
         initdb.args(["--auth=trust", "--no-sync", "--encoding=UTF8", "--no-locale", "-U", USER, "-D"]);
-        initdb.arg(&postgres.data).arg("-X").arg(postgres.folder.path().join("wal"));
+        initdb.arg(&postgres.data);
+        if wal.is_some() {
+            initdb.arg("--wal-segsize=1");
+        }
+        initdb.arg("-X").arg(wal.unwrap_or_else(|| postgres.folder.path().join("wal")));
         run(&mut initdb);
         postgres.start_again();
         postgres
@@ -99,7 +103,7 @@ impl Postgres {
         self.server = Some(server.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
         let deadline = Instant::now() + Duration::from_secs(60);
         while !self.is_ready() {
-            assert!(Instant::now() < deadline, "{}", std::fs::read_to_string(self.folder.path().join("log")).unwrap());
+            assert!(Instant::now() < deadline, "{}", self.log());
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -110,6 +114,10 @@ impl Postgres {
             let _ = Command::new("kill").args(["-QUIT", &server.id().to_string()]).status();
             let _ = server.wait();
         }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
     /// The rows of a statement, a line each.

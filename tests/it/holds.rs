@@ -7,6 +7,7 @@ use std::{
 };
 
 use ceoagent::claude::simulator::{ErrorAnswer, Fault, Simulator};
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::harness::{Answer, Service, Setup, simulator};
@@ -177,7 +178,7 @@ async fn a_page_holds_the_queue(status: u16, code: &str) {
 async fn a_400_that_is_not_the_questions_holds_the_queue_and_spends_nothing() {
     let bad = || ErrorAnswer::status(400);
     let wrapped = r#"{"error": {"message": "BadRequestError: AnthropicException - {\"type\":\"error\",\"error\":{\"type\":\"invalid_request_error\",\"message\":\"Your credit balance is too low\"}}", "type": "None", "param": "None", "code": "400"}}"#;
-    for (answer, code) in [
+    let cases = [
         (bad().message("Your credit balance is too low to access the Claude API."), "billing_failed"),
         (bad().html(wrapped), "billing_failed"),
         (bad().message("You have reached your specified API usage limits."), "billing_failed"),
@@ -190,7 +191,9 @@ async fn a_400_that_is_not_the_questions_holds_the_queue_and_spends_nothing() {
         (bad().error_code("organization_on_hold"), "permission_denied"),
         (bad().error_code("cmek_key_disabled"), "permission_denied"),
         (bad().error_code("cmek_key_network_blocked"), "permission_denied"),
-    ] {
+    ];
+    // In each, the queue is blocked for seconds.
+    join_all(cases.map(async |(answer, code)| {
         let claude = simulator().await;
         claude.always(|_| true, answer.clone());
         let service = Setup::new(&claude.base_url()).with("MAX_RETRIES", "0").start();
@@ -205,7 +208,8 @@ async fn a_400_that_is_not_the_questions_holds_the_queue_and_spends_nothing() {
         claude.relent();
         assert_eq!(outcome(&service).await["status"], "succeeded");
         assert_eq!(service.ended(&id).await.body["status"], "succeeded");
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]

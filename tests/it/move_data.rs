@@ -310,8 +310,7 @@ async fn jobs_that_can_not_be_read_are_named_by_an_export_and_stop_a_move() {
     }
     postgres.sql("jobs", "update ceoagent.request set body = 'x' where seq = 1");
     postgres.sql("jobs", "delete from ceoagent.request where seq = 3");
-    let setup = setup.with("CEOAGENT_URL", node.base());
-    let (code, archive, said) = run(&setup, &["export"], "");
+    let (code, archive, said) = run(&setup, &["export", "--url", node.base()], "");
     assert_eq!(code, 3, "{said}");
     for (id, why) in [(&ids[0], "expected value"), (&ids[2], "its request is missing")] {
         let line = said.lines().find(|line| line.contains(id.as_str())).unwrap();
@@ -322,8 +321,7 @@ async fn jobs_that_can_not_be_read_are_named_by_an_export_and_stop_a_move() {
 
     let other = Setup::new(&claude.base_url());
     let service = other.start();
-    let other = other.with("CEOAGENT_URL", service.base());
-    for args in [&["import"][..], &["import", "--to", "restored"]] {
+    for args in [&["import", "--url", service.base()][..], &["import", "--to", "restored"]] {
         let (code, out, said) = run(&other, args, &archive);
         assert!(code == 3 && said.contains("2 jobs are missing: the service that exported them"), "{out}{said}");
     }

@@ -1,7 +1,7 @@
 //! Several nodes on one PostgreSQL: all of them answer, one makes the calls. What holds when that one is killed or paused, and
 //! when the database itself crashes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use reqwest::Method;
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::{
     batch::in_an_hour,
     database::Postgres,
-    harness::{PATIENCE, Service, Setup, client, send, simulator},
+    harness::{ADMIN_TOKEN, PATIENCE, Service, Setup, client, send, simulator},
     load::{Ledger, Load},
     prompts,
 };
@@ -173,5 +173,81 @@ async fn all_nodes_use_the_prompts_that_one_of_them_loaded_last() {
     while prompts::list(&first).await != thorough {
         assert!(Instant::now() < deadline, "the first node never used them");
         tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_cant_use_the_prompts_of_the_others_is_not_ready_until_prompts_are_loaded_on_it() {
+    let (postgres, claude) = (Postgres::start(), simulator().await);
+    let url = postgres.create("jobs");
+    let (first, other) = (node(&claude.base_url(), &url).start(), node(&claude.base_url(), &url).start());
+    // As a later version of the service would share them.
+    let broken = r#"{"v1":{"system":"Be brief.","user":"{{ of_a_later_version }}"}}"#;
+    postgres.sql("jobs", &format!("update ceoagent.setting set value = '{broken}' where name = 'prompts'"));
+    let third = node(&claude.base_url(), &url).start();
+    let ready = third.get("/health/ready").await;
+    ready.assert_problem(503, "not_ready");
+    assert_eq!(ready.body["errors"][0]["field"], "prompts", "{ready:#?}");
+    assert_eq!(third.admin_get("/api/v1/admin/stats").await.body["troubles"], ready.body["errors"]);
+    assert_eq!(third.admin_post("/api/v1/admin/prompts/reload", &json!({})).await.status, 200);
+    for node in [&first, &other, &third] {
+        until_ready(node).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_operators_who_make_one_key_on_two_nodes_at_once_one_succeeds_and_it_is_dead_everywhere_a_second_after_its_end()
+ {
+    let (postgres, claude) = (Postgres::start(), simulator().await);
+    let url = postgres.create("jobs");
+    let start = || node(&claude.base_url(), &url).with("REQUIRE_API_KEY", "true").start();
+    let (first, second) = (start(), start());
+    for n in 0..20 {
+        let request = json!({ "name": format!("ci-{n}") });
+        let (one, two) = tokio::join!(
+            first.admin_post("/api/v1/admin/keys", &request),
+            second.admin_post("/api/v1/admin/keys", &request)
+        );
+        let mut statuses = [one.status, two.status];
+        statuses.sort_unstable();
+        assert_eq!(statuses, [201, 409], "{one:#?} {two:#?}");
+        let made = if one.status == 201 { one } else { two };
+        let key = made.body["key"].as_str().unwrap().to_owned();
+        let status =
+            async |node: &Service| send(node.request(Method::GET, "/api/v1/jobs").bearer_auth(&key)).await.status;
+        let deadline = Instant::now() + PATIENCE;
+        while (status(&first).await, status(&second).await) != (200, 200) {
+            assert!(Instant::now() < deadline, "it never became valid");
+        }
+        let path = format!("/api/v1/admin/keys/ci-{n}");
+        let revoked = send(first.request(Method::DELETE, &path).bearer_auth(ADMIN_TOKEN)).await;
+        assert_eq!(revoked.status, 200, "{revoked:#?}");
+        let revoked_at = Instant::now();
+        while status(&second).await != 401 {
+            assert!(revoked_at.elapsed() < Duration::from_secs(1), "it works a second later");
+        }
+        assert_eq!(status(&first).await, 401);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_limits_on_two_nodes_at_once_both_hold() {
+    let (postgres, claude) = (Postgres::start(), simulator().await);
+    let url = postgres.create("jobs");
+    let (first, second) = (node(&claude.base_url(), &url).start(), node(&claude.base_url(), &url).start());
+    let change = async |node: &Service, change: serde_json::Value| {
+        let request = node.request(Method::PATCH, "/api/v1/admin/limits").bearer_auth(ADMIN_TOKEN);
+        assert_eq!(send(request.json(&change)).await.status, 200);
+    };
+    for n in 1..=20 {
+        tokio::join!(
+            change(&first, json!({ "requests_per_minute": n })),
+            change(&second, json!({ "input_tokens_per_minute": 10_000 + n })),
+        );
+        let stored =
+            postgres.sql("jobs", "select convert_from(value, 'utf8') from ceoagent.setting where name = 'limits'");
+        let stored: serde_json::Value = serde_json::from_str(&stored).unwrap();
+        let caps = &stored["caps"];
+        assert!(caps.to_string().contains(&(10_000 + n).to_string()) && caps["requests_per_minute"] == n, "{stored}");
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     store::{
         Feed, Store, StoreError, Totals,
         archive::{self, Merged, Reader, Scope, Tally},
-        postgres::{self, PostgresStore},
+        postgres::{self, Member, PostgresStore},
         sled::SledStore,
     },
 };
@@ -76,7 +76,8 @@ impl Open {
                     postgres::OpenError::Connect(reason) => TransferError::Unreachable(place.clone(), reason),
                     error => TransferError::Database(place.clone(), error),
                 };
-                let store = PostgresStore::open(url, &[], clock.clone(), Metrics::new()).await.map_err(failed)?;
+                let store =
+                    PostgresStore::open(url, &Member::COMMAND, clock.clone(), Metrics::new()).await.map_err(failed)?;
                 let store = Arc::new(store);
                 (store.clone(), Some(store))
             }

@@ -9,7 +9,7 @@ use crate::{
     metrics::Metrics,
     store::{
         JobStore, Ledger, Registry, archive,
-        postgres::{PostgresStore, tests::database::Postgres},
+        postgres::{Member, PostgresStore, tests::database::Postgres},
     },
 };
 
@@ -18,7 +18,7 @@ async fn a_node_that_starts_between_the_first_look_and_the_mark_stops_the_move()
     let postgres = Postgres::start();
     let (clock, url) = (Clock::system(), SecretString::from(postgres.create("jobs")));
     let target = Open::target(&Place::Database(url.clone()), &clock).await.unwrap();
-    let node = PostgresStore::open(&url, &[], clock, Metrics::new()).await.unwrap();
+    let node = PostgresStore::open(&url, &Member::COMMAND, clock, Metrics::new()).await.unwrap();
     let error = target.begin("the data folder x").await.unwrap_err();
     assert!(matches!(error, TransferError::InUse(_)), "{error}");
     assert_eq!(archive::marked(&node).await, Ok(None), "the node may go on");
@@ -45,7 +45,7 @@ async fn a_move_of_a_moment_saves_the_service_time() {
 async fn the_whole_ledger_of_a_database_is_read_however_many_changes_came_before() {
     let postgres = Postgres::start();
     let (clock, url) = (Clock::system(), SecretString::from(postgres.create("jobs")));
-    let node = PostgresStore::open(&url, &[], clock.clone(), Metrics::new()).await.unwrap();
+    let node = PostgresStore::open(&url, &Member::COMMAND, clock.clone(), Metrics::new()).await.unwrap();
     node.put("a".to_owned(), "1".to_owned()).await.unwrap();
     node.add(Day::from_number(20_000), "model".to_owned(), Sums { calls: 1, ..Sums::default() }).await.unwrap();
     node.close().await;

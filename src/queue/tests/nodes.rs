@@ -19,7 +19,7 @@ async fn named_node(name: &str, store: &Arc<MemoryStore>, clock: &Clock) -> Node
     let policy = Policy { node: name.to_owned(), ..Policy::plain() };
     let queue = Queue::over(Arc::clone(store) as _, clock, &policy, &Metrics::new()).await;
     let (registry, copies) = (Registry::new(Arc::clone(store) as _), queue.operations().live());
-    let following = AbortOnDropHandle::new(tokio::spawn(async move { registry.follow(copies).await }));
+    let following = AbortOnDropHandle::new(tokio::spawn(async move { registry.follow(copies, &Metrics::new()).await }));
     Node { queue, _following: following }
 }
 

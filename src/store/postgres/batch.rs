@@ -35,6 +35,8 @@ pub(super) struct Needs {
     /// Jobs of which it needs the newest entry of the history.
     pub(super) last_attempts: Vec<JobId>,
     pub(super) keys: Vec<Vec<u8>>,
+    /// Names of settings.
+    pub(super) settings: Vec<Vec<u8>>,
     /// About how much it writes, and how many jobs it changes.
     pub(super) bytes: usize,
     pub(super) count: usize,
@@ -56,6 +58,7 @@ impl Needs {
         self.requests.append(&mut other.requests);
         self.last_attempts.append(&mut other.last_attempts);
         self.keys.append(&mut other.keys);
+        self.settings.append(&mut other.settings);
         self.bytes += other.bytes;
         self.count += other.count;
     }
@@ -112,7 +115,10 @@ pub(super) struct Batch {
     /// Jobs with more than [`MAX_ATTEMPTS`] attempts.
     pub(super) long_histories: Vec<i64>,
     pub(super) costs: Vec<(Day, String, Sums)>,
+    /// Changed settings.
     pub(super) settings: BTreeMap<String, Option<String>>,
+    /// Settings that were read.
+    pub(super) stored_settings: HashMap<String, String>,
     pub(super) audit: Vec<AuditEntry>,
     /// Keys that were in force until then can go.
     pub(super) forget_keys: Option<Timestamp>,
@@ -294,6 +300,19 @@ impl Batch {
             entry.delivery = Some(delivery);
             (entry.is_changed, entry.has_new_delivery) = (true, true);
         }
+    }
+
+    /// Changes a setting, which was read, if its value is the expected one.
+    pub(super) fn compare_and_set(&mut self, name: String, expected: Option<&str>, value: Option<String>) -> bool {
+        let current = match self.settings.get(&name) {
+            Some(changed) => changed.as_deref(),
+            None => self.stored_settings.get(&name).map(String::as_str),
+        };
+        let is_expected = current == expected;
+        if is_expected {
+            self.settings.insert(name, value);
+        }
+        is_expected
     }
 
     /// Whether there is anything to write.

@@ -66,6 +66,11 @@ pub enum OpenError {
          pool_mode=transaction. Connect to PostgreSQL itself, or use pool_mode=session"
     )]
     Pooled,
+    #[error(
+        "another process uses the database as the node {name}. This name is the host name and PORT: stop that process, or \
+         give this one another PORT, for example PORT=8081"
+    )]
+    NameTaken { name: String },
     #[error("another node has taken the seat")]
     SeatLost,
     #[error("the changes of other nodes came faster than this one could read them")]
@@ -85,6 +90,7 @@ impl OpenError {
             | OpenError::Pooled => true,
             OpenError::Connect(_)
             | OpenError::ReadOnly
+            | OpenError::NameTaken { .. }
             | OpenError::SeatLost
             | OpenError::Behind
             | OpenError::Unreadable(_) => false,

@@ -16,6 +16,18 @@ create table seat (
 );
 insert into seat default values;
 
+-- The processes that share the database. `process` names its connections, `formats` are those it can read. Beats of seconds
+-- should find room on the page.
+create table node (
+    name text primary key,
+    process text not null,
+    incarnation bigint not null,
+    version text not null,
+    formats int4range not null,
+    is_ready boolean not null,
+    beat_at timestamptz not null default clock_timestamp()
+) with (fillfactor = 20);
+
 -- `record` is the job; the other columns repeat what statements look for. Times are milliseconds since 1970.
 create table job (
     seq bigint primary key,

@@ -30,10 +30,10 @@ const SEAT_LOCK: i64 = i64::from_be_bytes(*b"ceoagent");
 /// old row versions.
 const TRY_PAUSE: Duration = Duration::from_millis(200);
 
-const BEAT_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const BEAT_PAUSE: Duration = Duration::from_secs(1);
 
 /// A holder without a beat for so long is taken for lost.
-const SILENCE: Duration = Duration::from_secs(5);
+pub(super) const SILENCE: Duration = Duration::from_secs(5);
 
 /// A holder has so long to come back after this node lost its own connection.
 const GRACE: Duration = Duration::from_secs(10);
@@ -202,7 +202,7 @@ impl Holder {
     }
 }
 
-async fn connect(database: &Database) -> Result<Link, OpenError> {
+pub(super) async fn connect(database: &Database) -> Result<Link, OpenError> {
     let link = database.connect().await?;
     // What it writes may be lost: a beat, and a service time that is a second old.
     answer(link.client.batch_execute("set synchronous_commit to off")).await?;

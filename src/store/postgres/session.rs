@@ -46,7 +46,7 @@ macro_rules! statements {
 }
 
 statements! {
-    lock catch_up take_seat check_seat load_jobs load_requests load_last_attempts load_keys save_jobs save_requests
+    lock catch_up take_seat check_seat load_jobs load_requests load_last_attempts load_keys load_settings save_jobs save_requests
     save_attempts drop_attempts trim_attempts save_deliveries save_keys delete_keys delete_jobs save_ledger delete_days save_settings delete_settings
     append_audit trim_audit save_feed
 }
@@ -121,7 +121,7 @@ impl Session {
             if is_empty { Ok(Vec::new()) } else { client.query(statement, &values).await }
         };
         let lock: [Sql<'_>; 1] = [&WRITE_LOCK];
-        let (_, _, news, seat, jobs, requests, attempts, keys) = try_join!(
+        let (_, _, news, seat, jobs, requests, attempts, keys, settings) = try_join!(
             // Each statement has to see what was committed before it, whatever the role's default is.
             client.batch_execute("begin isolation level read committed"),
             client.execute(&statements.lock, &lock),
@@ -131,6 +131,7 @@ impl Session {
             rows(&statements.load_requests, vec![&needs.requests], needs.requests.is_empty()),
             rows(&statements.load_last_attempts, vec![&needs.last_attempts], needs.last_attempts.is_empty()),
             rows(&statements.load_keys, vec![&needs.keys], needs.keys.is_empty()),
+            rows(&statements.load_settings, vec![&needs.settings], needs.settings.is_empty()),
         )?;
         if epoch.is_some() && seat.is_empty() {
             return Err(OpenError::SeatLost);
@@ -158,6 +159,10 @@ impl Session {
                 is_new: false,
             };
             batch.keys.insert(row.try_get(0)?, key);
+        }
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        for row in settings {
+            batch.stored_settings.insert(text(row.try_get(0)?), text(row.try_get(1)?));
         }
         Ok((news, batch))
     }

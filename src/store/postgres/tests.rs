@@ -6,15 +6,20 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use secrecy::SecretString;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use self::database::Postgres;
-use super::{OpenError, PostgresStore, connection::Database};
+use super::{
+    Member, OpenError, PostgresStore,
+    connection::Database,
+    nodes::{NAME_LOCK, name_number},
+};
 use crate::{
     clock::Clock,
     job::{JobEvent, JobRecord, Owner},
@@ -33,7 +38,24 @@ pub(crate) mod database;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn open(url: &str) -> Result<PostgresStore, OpenError> {
-    PostgresStore::open(&SecretString::from(url), &[], Clock::manual(at(0)), Metrics::new()).await
+    open_as(url, &Uuid::now_v7().to_string()).await
+}
+
+async fn open_as(url: &str, name: &str) -> Result<PostgresStore, OpenError> {
+    open_member(url, &Member { name: Some(name), ..Member::COMMAND }).await
+}
+
+async fn open_member(url: &str, member: &Member<'_>) -> Result<PostgresStore, OpenError> {
+    PostgresStore::open(&SecretString::from(url), member, Clock::manual(at(0)), Metrics::new()).await
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.expect("it never happened");
 }
 
 async fn refusal(url: &str) -> String {
@@ -280,4 +302,102 @@ async fn hints_and_changed_settings_reach_every_node() {
         }
     };
     timeout(PATIENCE, are_live).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_see_each_other_and_give_no_calls_to_one_that_starts_or_has_ended() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let first = open_as(&url, "a:1").await.unwrap();
+    let own = *first.nodes().own().borrow();
+    assert_eq!(first.nodes().ready(), [own]);
+    let second = open_as(&url, "b:1").await.unwrap();
+    let other = *second.nodes().own().borrow();
+    until(|| second.nodes().ready() == [other]).await;
+    first.accept_calls();
+    until(|| second.nodes().ready() == [other, own]).await;
+    assert_eq!(first.nodes().ready(), [own], "the second one starts");
+    second.accept_calls();
+    until(|| first.nodes().ready() == [own, other]).await;
+    second.drain().await;
+    until(|| first.nodes().ready() == [own]).await;
+    assert_eq!(second.nodes().ready(), [own]);
+    assert!(first.nodes().may_run(other) && second.nodes().may_run(own), "its calls may still end");
+    second.close().await;
+    assert_eq!(postgres.sql("jobs", "select name from ceoagent.node"), "a:1");
+    until(|| !first.nodes().may_run(other)).await;
+    assert_eq!(first.nodes().ready(), [own]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_belongs_to_one_live_process_and_is_free_as_soon_as_that_one_is_gone() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let first = open_as(&url, "a:1").await.unwrap();
+    let former = *first.nodes().own().borrow();
+    let refused = open_as(&url, "a:1").await.err().unwrap().to_string();
+    assert!(refused.contains("as the node a:1") && refused.contains("PORT=8081"), "{refused}");
+    // As a kill: nothing is ended in order.
+    drop(first);
+    let again = open_as(&url, "a:1").await.unwrap();
+    let now = *again.nodes().own().borrow();
+    assert!(now.follows(former) && again.nodes().may_run(now) && !again.nodes().may_run(former));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_another_has_replaced_under_its_name_ends() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let first = open_as(&url, "a:1").await.unwrap();
+    // As a process that started while the first one was silent, and ended its connection.
+    postgres.sql("jobs", "update ceoagent.node set process = 'other', incarnation = incarnation + 1");
+    let database = Database::open(&SecretString::from(url.as_str()), &[]).await.unwrap();
+    let other = database.connect().await.unwrap();
+    let ending = "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objsubid = 2";
+    let locking = format!("{ending}; select pg_advisory_lock({NAME_LOCK}, {})", name_number("a:1"));
+    other.client.batch_execute(&locking).await.unwrap();
+    timeout(PATIENCE, first.lost().cancelled()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_beats_loses_its_row_and_takes_a_new_incarnation() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let lease = Duration::from_secs(3);
+    let member = |name| Member { name: Some(name), lease, ..Member::COMMAND };
+    let (first, second) = (open_member(&url, &member("a:1")).await.unwrap(), open(&url).await.unwrap());
+    assert!(first.seat().is_free().await);
+    let dead = Owner::new("dead", 7);
+    let row = "insert into ceoagent.node values ('dead', 'p', 7, '1.0.0', '[1,1]', true)";
+    postgres.sql("jobs", row);
+    until(|| first.nodes().ready().contains(&dead)).await;
+    assert!(first.nodes().may_run(dead));
+    until(|| !first.nodes().may_run(dead)).await;
+    assert_eq!(postgres.sql("jobs", "select count(*) from ceoagent.node where name = 'dead'"), "0");
+    // As a dispatcher that has taken the second node for lost.
+    let mut own = second.nodes().own();
+    let former = *own.borrow_and_update();
+    postgres.sql("jobs", "delete from ceoagent.node where name <> 'a:1'");
+    timeout(PATIENCE, own.changed()).await.unwrap().unwrap();
+    let now = *own.borrow();
+    assert!(now.follows(former));
+    until(|| second.nodes().ready().contains(&now) && !first.nodes().may_run(former)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_gives_up_its_calls_before_its_lease_is_over_and_has_a_new_one_after_an_outage() {
+    let mut postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let member = Member { name: Some("a:1"), lease: Duration::from_secs(3), ..Member::COMMAND };
+    let store = open_member(&url, &member).await.unwrap();
+    let (nodes, mut own) = (store.nodes(), store.nodes().own());
+    let former = *own.borrow_and_update();
+    postgres.stop_immediately();
+    let stopped = Instant::now();
+    timeout(PATIENCE, own.changed()).await.unwrap().unwrap();
+    assert!(stopped.elapsed() < Duration::from_secs(3), "{:?}", stopped.elapsed());
+    let now = *own.borrow();
+    assert!(now.follows(former) && !nodes.ready().contains(&now));
+    postgres.start_again();
+    until(|| nodes.ready().contains(&now)).await;
 }

@@ -23,6 +23,21 @@ impl Batch<'_> {
         Ok(())
     }
 
+    pub(crate) fn compare_and_set(
+        &mut self,
+        name: String,
+        expected: Option<&str>,
+        value: Option<String>,
+    ) -> Result<bool> {
+        // The tree has what this batch wrote so far.
+        let stored = self.disk.tree().get(keys::setting(&name))?;
+        if stored.as_deref() != expected.map(str::as_bytes) {
+            return Ok(false);
+        }
+        self.put_setting(name, value)?;
+        Ok(true)
+    }
+
     pub(crate) fn append_audit(&mut self, id: Uuid, entry: &str, oldest: Uuid) -> Result<()> {
         // A batch of several entries may leave a few too many. The first entry after the next start removes them.
         let surplus = self.shared.view.read().audit.surplus(id, entry.len(), oldest);

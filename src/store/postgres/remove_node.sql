@@ -1,0 +1,1 @@
+delete from node where name = $1 and process = $2
