@@ -33,9 +33,7 @@ pub(super) struct Shared {
     pub(super) standing: watch::Sender<Standing>,
     /// The newest row of the feed that the task of the seat saw: the writer's own connection may miss a notification.
     pub(super) newest: watch::Sender<i64>,
-    /// A row of the feed that this node has to read, and since when it has to. Not the newest one: rows may come faster than
-    /// it reads.
-    pub(super) unread: Mutex<Option<(i64, Instant)>>,
+    pub(super) unread: Mutex<Unread>,
     /// When this node last asked for the seat, or wrote a beat, and the server answered.
     pub(super) beat_at: Mutex<Instant>,
 }
@@ -72,20 +70,16 @@ impl Shared {
 
     /// Whether this node hears of changes by others as they are made.
     pub(super) fn hears(&self) -> bool {
-        let n = self.state.read().n;
-        let is_behind = self.unread.lock().is_some_and(|(row, since)| row > n && since.elapsed() > HEARING_LIMIT);
-        self.trouble().is_none() && self.beat_at.lock().elapsed() <= HEARING_LIMIT && !is_behind
+        let read = self.state.read().n;
+        self.trouble().is_none()
+            && self.beat_at.lock().elapsed() <= HEARING_LIMIT
+            && !self.unread.lock().is_late(read, Instant::now())
     }
 
     /// Has the writer read the feed up to this row, if it has not.
     pub(super) fn saw(&self, n: i64) {
         let read = self.state.read().n;
-        {
-            let mut unread = self.unread.lock();
-            if unread.is_none_or(|(row, _)| row <= read) {
-                *unread = (n > read).then(|| (n, Instant::now()));
-            }
-        }
+        self.unread.lock().saw(n, read, Instant::now());
         self.newest.send_if_modified(|newest| std::mem::replace(newest, n.max(*newest)) < n);
     }
 
@@ -94,8 +88,50 @@ impl Shared {
     }
 }
 
+/// A row of the feed that this node has to read, and since when. It need not be the newest one, which another may follow before
+/// it is read.
+#[derive(Default)]
+pub(super) struct Unread(Option<(i64, Instant)>);
+
+impl Unread {
+    fn saw(&mut self, n: i64, read: i64, now: Instant) {
+        if self.0.is_none_or(|(row, _)| row <= read) {
+            self.0 = (n > read).then_some((n, now));
+        }
+    }
+
+    fn is_late(&self, read: i64, now: Instant) -> bool {
+        self.0.is_some_and(|(row, since)| row > read && now - since > HEARING_LIMIT)
+    }
+}
+
 /// Asks the writer to reset the feed.
 pub(super) struct Reset {
     pub(super) feed: Arc<dyn Feed>,
     pub(super) reply: oneshot::Sender<Result<(), StoreError>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_late_if_it_has_not_read_a_row_for_two_seconds_and_not_if_there_is_always_a_newer_one() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut unread = Unread::default();
+        unread.saw(7, 7, at(0));
+        assert!(!unread.is_late(7, at(60_000)), "it has read all");
+        for n in 8..100_u64 {
+            let (row, read) = (i64::try_from(n).unwrap(), i64::try_from(n - 1).unwrap());
+            unread.saw(row, read, at(n * 500));
+            assert!(!unread.is_late(read, at(n * 500 + 499)), "it reads each in time");
+        }
+        unread.saw(100, 98, at(50_000));
+        unread.saw(200, 98, at(52_000));
+        assert!(!unread.is_late(98, at(51_400)) && unread.is_late(98, at(51_600)));
+        assert!(!unread.is_late(99, at(60_000)), "it has read the one that it had to");
+        unread.saw(200, 99, at(60_000));
+        assert!(!unread.is_late(99, at(62_000)) && unread.is_late(99, at(62_001)));
+    }
 }
