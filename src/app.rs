@@ -218,7 +218,7 @@ impl App {
             tracker.spawn(Arc::clone(redis).run(closing.clone()));
         }
         let api =
-            api(settings, &queue, &worker, &prompts, (&auth, caps), (&store, &audit), (webhooks, redis), memo.as_ref());
+            api(settings, &queue, &worker, &prompts, (&auth, caps), (&store, &audit), (webhooks, redis, memo.as_ref()));
         let shown = parts::shown(settings, tuning, address);
         let router = http::router(api, |api| dashboard::router(api, sessions, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
@@ -367,8 +367,7 @@ fn api(
     prompts: &Prompts,
     (auth, caps): (&Arc<Auth>, Arc<Caps>),
     (store, audit): (&Arc<dyn Store>, &Arc<AuditLog>),
-    (webhooks, redis): (Webhooks, Option<Arc<Redis>>),
-    memo: Option<&Arc<Memo>>,
+    (webhooks, redis, memo): (Webhooks, Option<Arc<Redis>>, Option<&Arc<Memo>>),
 ) -> Api {
     Api {
         queue: queue.clone(),
