@@ -1,6 +1,6 @@
 //! The store on PostgreSQL, for any number of nodes. The only importer of tokio-postgres.
 //!
-//! - `connection`: connections, and what must hold of the server; `schema`: the tables and their versions
+//! - `connection`: connections, and what must hold of the server; `error`: why the database can't be used; `schema`: the tables and their versions
 //! - `seat`: which node is the dispatcher
 //! - `nodes`: which nodes there are; `roster`: what their beats say; `formats`: what they can read
 //! - `feed`: what other nodes changed
@@ -18,6 +18,7 @@
 mod batch;
 mod columns;
 mod connection;
+mod error;
 mod feed;
 mod formats;
 mod listing;

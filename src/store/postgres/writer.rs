@@ -23,7 +23,8 @@ use tracing::{error, info, warn};
 use super::{
     batch::{Batch, Needs},
     columns::Columns,
-    connection::{ANSWER_TIMEOUT, OpenError},
+    connection::ANSWER_TIMEOUT,
+    error::OpenError,
     feed::{self, News},
     session::Session,
     shared::{Reset, Shared, Standing},
