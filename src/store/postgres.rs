@@ -1,6 +1,7 @@
 //! The store on PostgreSQL, for any number of nodes. The only importer of tokio-postgres.
 //!
-//! - `connection`: connections, and what must hold of the server; `error`: why the database can't be used; `schema`: the tables and their versions
+//! - `connection`: connections, and what must hold of the server; `error`: why it can't be used
+//! - `schema`: the tables and their versions
 //! - `seat`: which node is the dispatcher
 //! - `nodes`: which nodes there are; `roster`: what their beats say; `formats`: what they can read
 //! - `feed`: what other nodes changed
@@ -70,7 +71,7 @@ use self::{
     writer::{Answer, Command, Lanes, Writer},
 };
 pub use self::{
-    connection::OpenError, formats::Formats, marks::CommonSettings, nodes::Member, schema::Migration, seat::Seat,
+    error::OpenError, formats::Formats, marks::CommonSettings, nodes::Member, schema::Migration, seat::Seat,
 };
 use super::{
     change,
