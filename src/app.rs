@@ -37,7 +37,6 @@ use std::{
 };
 
 use axum_server::Handle;
-use parking_lot::Mutex;
 use secrecy::SecretString;
 use tokio::{
     sync::mpsc,
@@ -118,11 +117,12 @@ pub struct App {
     tracker: TaskTracker,
     /// Follows claims until they are stored.
     claims: TaskTracker,
-    /// Makes the attempts that other nodes claim for this one.
-    _assigned: Option<AbortOnDropHandle<()>>,
+    /// Works with the other nodes, until all attempts have ended.
+    _together: Option<AbortOnDropHandle<()>>,
     prompts: Prompts,
     auth: Arc<Auth>,
     operations: Operations,
+    memo: Option<Arc<Memo>>,
     audit: Arc<AuditLog>,
     store: Arc<dyn Store>,
     database: Option<Arc<PostgresStore>>,
@@ -222,14 +222,12 @@ impl App {
         // From here on nothing fails: tasks that run already would outlive a failed start.
         announce_access(auth.is_open(), address, tuning.is_simulated);
         tracker.spawn(sweeper::history::run(operations.clone(), closing.clone()));
-        if let (Some(database), Some(memo)) = (&database, memo) {
-            let (queue, database) = (queue.clone(), Arc::clone(database));
-            tracker.spawn(Letters { queue, node: name, database, memo }.run(closing.clone()));
-        }
-        let assigned = database.is_some().then(|| {
-            let (worker, tracker, queue) = (worker.clone(), tracker.clone(), queue.work());
+        let together = database.as_ref().zip(memo.as_ref()).map(|(database, memo)| {
+            let (database, memo, tracker) = (Arc::clone(database), Arc::clone(memo), tracker.clone());
+            let letters = Letters { queue: queue.clone(), node: name, database, memo };
+            let (worker, work) = (worker.clone(), queue.work());
             AbortOnDropHandle::new(tokio::spawn(async move {
-                tokio::join!(assigned::run(worker, tracker), queue.follow_own_node());
+                tokio::join!(assigned::run(worker, tracker), work.follow_own_node(), letters.run());
             }))
         });
         let following = closing.clone();
@@ -239,7 +237,8 @@ impl App {
             tracker.spawn(async move { relaying.relay_texts().await });
             tracker.spawn(Arc::clone(redis).run(closing.clone()));
         }
-        let api = api(settings, &queue, &worker, &prompts, (&auth, caps), (&store, &audit), (webhooks, redis));
+        let api =
+            api(settings, &queue, &worker, &prompts, (&auth, caps), (&store, &audit), (webhooks, redis, memo.as_ref()));
         let shown = parts::shown(settings, tuning, address);
         if let Some(database) = &database {
             database.accept_calls();
@@ -259,10 +258,11 @@ impl App {
             closing,
             tracker,
             claims,
-            _assigned: assigned,
+            _together: together,
             prompts,
             auth,
             operations,
+            memo,
             audit,
             store,
             database,
@@ -323,6 +323,9 @@ impl App {
             if tokio::time::timeout(CLAIM_GRACE, self.claims.wait()).await.is_err() {
                 warn!("the last claims take long to store");
             }
+            if let Some(memo) = &self.memo {
+                memo.leave().await;
+            }
             // From now on another node hands out the calls.
             database.drain().await;
         }
@@ -379,14 +382,7 @@ async fn open(
 }
 
 fn memo(queue: &Queue, registry: &Registry, limits: &Limits, agent: &Agent, clock: &Clock) -> Memo {
-    Memo {
-        registry: registry.clone(),
-        operations: queue.operations(),
-        limits: limits.clone(),
-        models: agent.planner.models.clone(),
-        clock: clock.clone(),
-        is_dispatcher: Mutex::new(false),
-    }
+    Memo::new(registry.clone(), queue.operations(), limits.clone(), agent.planner.models.clone(), clock.clone())
 }
 
 fn webhooks(
@@ -410,7 +406,7 @@ fn api(
     prompts: &Prompts,
     (auth, caps): (&Arc<Auth>, Arc<Caps>),
     (store, audit): (&Arc<dyn Store>, &Arc<AuditLog>),
-    (webhooks, redis): (Webhooks, Option<Arc<Redis>>),
+    (webhooks, redis, memo): (Webhooks, Option<Arc<Redis>>, Option<&Arc<Memo>>),
 ) -> Api {
     Api {
         queue: queue.clone(),
@@ -428,6 +424,10 @@ fn api(
                 notes.extend(redis.as_ref().and_then(|redis| upkeep::redis_note(redis)));
                 notes
             })
+        },
+        dispatcher_missing_since: {
+            let memo = memo.cloned();
+            Arc::new(move || memo.as_ref().and_then(|memo| memo.missing_since()))
         },
         prompts: prompts.clone(),
         metrics: worker.metrics.clone(),

@@ -8,7 +8,6 @@ use tokio::{
     sync::broadcast::{self, error::RecvError},
     time::{interval, sleep},
 };
-use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::memo::Memo;
@@ -50,9 +49,9 @@ pub(super) struct Letters {
 }
 
 impl Letters {
-    /// Sends and receives until `closing` is cancelled.
-    pub(super) async fn run(self, closing: CancellationToken) {
-        closing.run_until_cancelled(async { tokio::join!(self.send(), self.receive()) }).await;
+    /// Sends and receives.
+    pub(super) async fn run(self) {
+        tokio::join!(self.send(), self.receive());
     }
 
     async fn send(&self) {

@@ -1,6 +1,7 @@
 //! The store on PostgreSQL, for any number of nodes. The only importer of tokio-postgres.
 //!
-//! - `connection`: connections, and what must hold of the server; `schema`: the tables and their versions
+//! - `connection`: connections, and what must hold of the server; `error`: why it can't be used
+//! - `schema`: the tables and their versions
 //! - `seat`: which node is the dispatcher
 //! - `nodes`: which nodes there are; `roster`: what their beats say; `formats`: what they can read
 //! - `feed`: what other nodes changed
@@ -18,6 +19,7 @@
 mod batch;
 mod columns;
 mod connection;
+mod error;
 mod feed;
 mod formats;
 mod listing;
@@ -34,7 +36,7 @@ mod state;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     collections::HashSet,
@@ -72,13 +74,13 @@ use self::{
     writer::{Answer, Command, Lanes, Writer},
 };
 pub use self::{
-    connection::OpenError, formats::Formats, marks::CommonSettings, nodes::Member, schema::Migration, seat::Seat,
+    error::OpenError, formats::Formats, marks::CommonSettings, nodes::Member, schema::Migration, seat::Seat,
 };
 use super::{
     change,
     new_job::NewJob,
     nodes::Nodes,
-    traits::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError},
+    traits::{ClaimedJob, Due, Feed, Insertion, JobHead, JobStore, Ledger, OrphanedKey, Outbox, Registry, StoreError},
     watch::SettingsWatch,
 };
 use crate::{
@@ -338,11 +340,11 @@ impl JobStore for PostgresStore {
         self.bring(Needs::of_new(&new), |batch| batch.insert_all(new)).await
     }
 
-    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+    async fn import(&self, records: Vec<JobRecord>, places: Option<Vec<u64>>) -> Result<Vec<Insertion>, StoreError> {
         let ids = records.iter().map(|record| record.job.id).collect();
         let new = NewJob::from_records(records.into_iter().map(change::imported))?;
         let needs = Needs { jobs: ids, ..Needs::of_new(&new) };
-        self.bring(needs, |batch| Ok(batch.import(new))).await
+        self.bring(needs, |batch| Ok(batch.import(new, places))).await
     }
 
     async fn claim(
@@ -418,6 +420,13 @@ impl JobStore for PostgresStore {
         rows.first().map_or(Ok(None), record)
     }
 
+    async fn heads(&self, after: u64, most: usize) -> Result<Vec<JobHead>, StoreError> {
+        let (after, most) = (after.cast_signed(), i64::try_from(most).unwrap_or(i64::MAX));
+        self.lanes()?;
+        let rows = self.shared.readers.search(include_str!("postgres/heads.sql"), &[&after, &most]).await;
+        rows.map_err(unavailable)?.iter().map(|row| listing::head(row).map_err(broken)).collect()
+    }
+
     async fn find(&self, id: JobId) -> Result<Option<Job>, StoreError> {
         let rows = self.read(include_str!("postgres/find.sql"), &[&id]).await?;
         rows.first().map(|row| decode(id, row, 0)).transpose()
@@ -435,21 +444,17 @@ impl JobStore for PostgresStore {
         rows.first().map_or(Ok(false), |row| row.try_get(0).map_err(broken))
     }
 
-    async fn orphaned_keys(
-        &self,
-        after: Option<[u8; 16]>,
-        most: usize,
-    ) -> Result<Vec<(IdempotencyKey, JobId)>, StoreError> {
+    async fn orphaned_keys(&self, after: Option<[u8; 16]>, most: usize) -> Result<Vec<OrphanedKey>, StoreError> {
         let (after, most) = (after.map(Vec::from).unwrap_or_default(), i64::try_from(most).unwrap_or(i64::MAX));
         let rows = self.read(include_str!("postgres/orphaned_keys.sql"), &[&after, &most]).await?;
         rows.iter().map(|row| listing::key(row).map_err(broken)).collect()
     }
 
-    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<(), StoreError> {
-        let names = keys.iter().map(|(key, _)| key.key.to_vec()).collect();
+    async fn add_keys(&self, keys: Vec<OrphanedKey>) -> Result<(), StoreError> {
+        let names = keys.iter().map(|(key, ..)| key.key.to_vec()).collect();
         let needs = Needs { keys: names, count: keys.len(), ..Needs::default() };
         self.change(needs, move |batch| {
-            keys.iter().for_each(|(key, job)| batch.add_key(key, *job));
+            keys.iter().for_each(|(key, job, caller)| batch.add_key(key, *job, *caller));
             Ok(())
         })
         .await

@@ -10,7 +10,7 @@ use tokio_postgres::Row;
 use super::{
     batch::Batch,
     columns::LedgerRows,
-    connection::OpenError,
+    error::OpenError,
     formats::Formats,
     state::{Counts, State},
 };

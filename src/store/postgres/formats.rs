@@ -8,7 +8,7 @@
 //! Format 1 is version 0 of the record of a job, and the first shape of the feed. Whoever changes one of them adds a format,
 //! and a writer for each in the range.
 
-use super::connection::OpenError;
+use super::error::OpenError;
 
 /// The advisory lock.
 pub(super) const FORMAT_LOCK: i64 = i64::from_be_bytes(*b"ceoagen4");
@@ -28,7 +28,7 @@ impl Formats {
     pub(super) fn check(self, found: i32) -> Result<u8, OpenError> {
         let known = u8::try_from(found).ok().filter(|format| (self.oldest..=self.newest).contains(format));
         let program = if found < i32::from(self.oldest) { "an older" } else { "a newer" };
-        known.ok_or(OpenError::Format { found, formats: self, program })
+        known.ok_or(OpenError::Format { found, oldest: self.oldest, newest: self.newest, program })
     }
 
     /// The newest format that all of these can read.

@@ -21,7 +21,8 @@ use tokio_postgres::{Statement, types::ToSql};
 use tracing::{error, info, warn};
 
 use super::{
-    connection::{Link, OpenError, answer, in_time},
+    connection::{Link, answer, in_time},
+    error::OpenError,
     formats::{FORMAT_LOCK, Formats},
     marks::CommonSettings,
     roster::{Roster, Row},

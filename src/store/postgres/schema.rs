@@ -4,7 +4,7 @@ use std::fmt;
 
 use tokio_postgres::{Client, Transaction, error::SqlState};
 
-use super::connection::OpenError;
+use super::error::OpenError;
 
 /// The advisory lock under which the schema changes.
 const LOCK: i64 = i64::from_be_bytes(*b"ceoagen2");

@@ -75,7 +75,8 @@ create table idempotency (
     key bytea primary key,
     body bytea not null,
     job uuid not null,
-    expires_at bigint not null
+    expires_at bigint not null,
+    caller bigint
 );
 create index idempotency_expires on idempotency (expires_at);
 

@@ -22,7 +22,8 @@ use tokio_postgres::types::ToSql;
 use tracing::{error, warn};
 
 use super::{
-    connection::{Database, Link, OpenError, answer},
+    connection::{Database, Link, answer},
+    error::OpenError,
     shared::{Shared, Standing},
     writer::Command,
 };

@@ -34,7 +34,7 @@ use crate::{
 
 #[allow(dead_code, reason = "tests of the whole service use the rest")]
 #[path = "../../../tests/it/database.rs"]
-mod database;
+pub(crate) mod database;
 
 /// Longest wait for anything here.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -184,7 +184,7 @@ async fn change_at_random(store: &PostgresStore, seed: u64) {
         let (n, now) = (random.random_range(0..12), at(time));
         let id = job(n).id;
         let outcome = match random.random_range(0..8) {
-            0..3 => store.import(vec![JobRecord::fresh(job(n), request(n))]).await.map(drop),
+            0..3 => store.import(vec![JobRecord::fresh(job(n), request(n))], None).await.map(drop),
             3 => store.claim(id, Owner::ANY, None, now).await.map(drop),
             4 => store.transition(id, success(1, 10), now).await.map(drop),
             5 => store.transition(id, JobEvent::Cancel { at_risk: None }, now).await.map(drop),

@@ -23,7 +23,8 @@ use tracing::{error, info, warn};
 use super::{
     batch::{Batch, Needs},
     columns::Columns,
-    connection::{ANSWER_TIMEOUT, OpenError},
+    connection::ANSWER_TIMEOUT,
+    error::OpenError,
     feed::{self, News},
     session::Session,
     shared::{Reset, Shared, Standing},
@@ -214,7 +215,7 @@ impl Writer {
     /// Raises the epoch, and reads what other nodes have committed under the former holder.
     async fn take_seat(&mut self, is_first: bool) -> Result<(), OpenError> {
         let n = self.shared.state.read().n;
-        let (news, epoch) = self.session.take_seat(n, &self.shared.database.node, is_first).await?;
+        let (news, epoch) = self.session.take_seat(n, &self.shared.database.node, is_first, &self.shared.clock).await?;
         self.apply(&news)?;
         self.epoch = Some(epoch);
         self.shared.standing.send_replace(Standing::Seated);
@@ -297,7 +298,7 @@ impl Writer {
             return Err(OpenError::Behind);
         }
         batch.skipped = self.shared.clock.skipped(IdempotencyKey::WINDOW);
-        batch.next_seq = self.shared.state.read().counts.next_seq;
+        batch.next_seq = self.shared.state.read().counts.next_seq.max(1);
         Ok(batch)
     }
 
