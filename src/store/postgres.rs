@@ -35,7 +35,7 @@ mod writer;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::{collections::HashSet, num::NonZeroU64, sync::Arc};
+use std::{collections::HashSet, num::NonZeroU64, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
@@ -556,8 +556,8 @@ impl Registry for PostgresStore {
         self.shared.settings_watch.subscribe()
     }
 
-    fn is_watch_live(&self) -> bool {
-        self.shared.hears()
+    fn is_watch_live(&self, within: Duration) -> bool {
+        self.shared.hears(within)
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {
