@@ -12,6 +12,7 @@ use crate::{
     store::memory::MemoryStore,
 };
 
+#[allow(dead_code, reason = "tests of the whole service use the rest")]
 #[path = "../../tests/it/redis_server.rs"]
 mod redis_server;
 
