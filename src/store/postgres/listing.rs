@@ -12,7 +12,7 @@ use tracing::error;
 
 use super::{
     columns::{digest, status},
-    connection::OpenError,
+    error::OpenError,
     shared::Shared,
 };
 use crate::{

@@ -8,7 +8,8 @@ use tokio_postgres::{Row, Statement, types::ToSql};
 use super::{
     batch::{AuditEntry, Batch, Entry, Key, Needs},
     columns::{Columns, LedgerRows},
-    connection::{Database, HINT_CHANNEL, Link, OpenError, answer},
+    connection::{Database, HINT_CHANNEL, Link, answer},
+    error::OpenError,
     feed::MAX_ROWS,
     state::{Counts, State},
 };
