@@ -245,7 +245,8 @@ impl<A: Analyst> Standby for Inner<A> {
     fn reserve(self: Arc<Self>, lane: Lane) -> Option<Box<dyn Reserved>> {
         // Before the check, so that a stop that begins here waits for it.
         let tokens = [self.tracker.token(), self.claims.token()];
-        if self.worker.closing.is_cancelled() || self.worker.queue.is_store_down() {
+        let queue = &self.worker.queue;
+        if self.worker.closing.is_cancelled() || queue.is_store_down() || queue.least_busy_node().is_some() {
             return None;
         }
         let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;

@@ -302,8 +302,12 @@ impl<S: Store> JobStore for FaultStore<S> {
     }
 
     async fn subscribe(&self, feed: Arc<dyn Feed>) -> Result<(), StoreError> {
-        let _ = self.ears.feed.set(feed);
-        self.inner.subscribe(Arc::clone(&self.ears) as Arc<dyn Feed>).await
+        // A second queue over the store hears all.
+        let feed = match self.ears.feed.set(feed) {
+            Ok(()) => Arc::clone(&self.ears) as Arc<dyn Feed>,
+            Err(feed) => feed,
+        };
+        self.inner.subscribe(feed).await
     }
 
     fn trouble(&self) -> Option<String> {
