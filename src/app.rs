@@ -37,7 +37,6 @@ use std::{
 };
 
 use axum_server::Handle;
-use parking_lot::Mutex;
 use secrecy::SecretString;
 use tokio::{
     sync::mpsc,
@@ -111,6 +110,7 @@ pub struct App {
     prompts: Prompts,
     auth: Arc<Auth>,
     operations: Operations,
+    memo: Option<Arc<Memo>>,
     audit: Arc<AuditLog>,
     store: Arc<dyn Store>,
     http: Handle<SocketAddr>,
@@ -200,7 +200,7 @@ impl App {
         let mut copies = operations.live();
         copies.extend([Arc::clone(&auth) as Arc<dyn Live>, Arc::clone(&caps) as _, upkeep as _]);
         copies.push(Arc::new(prompts.clone()));
-        copies.extend(memo.map(|memo| memo as _));
+        copies.extend(memo.clone().map(|memo| memo as _));
         duties.begin(seat).await?;
 
         // From here on nothing fails: tasks that run already would outlive a failed start.
@@ -217,7 +217,8 @@ impl App {
             tracker.spawn(async move { relaying.relay_texts().await });
             tracker.spawn(Arc::clone(redis).run(closing.clone()));
         }
-        let api = api(settings, &queue, &worker, &prompts, (&auth, caps), (&store, &audit), (webhooks, redis));
+        let api =
+            api(settings, &queue, &worker, &prompts, (&auth, caps), (&store, &audit), (webhooks, redis, memo.as_ref()));
         let shown = parts::shown(settings, tuning, address);
         let router = http::router(api, |api| dashboard::router(api, sessions, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
@@ -236,6 +237,7 @@ impl App {
             prompts,
             auth,
             operations,
+            memo,
             audit,
             store,
             http,
@@ -295,6 +297,9 @@ impl App {
         } else if tokio::time::timeout(self.grace, self.tracker.wait()).await.is_err() {
             warn!("SHUTDOWN_GRACE is over: running attempts end with an unknown outcome");
         }
+        if let Some(memo) = &self.memo {
+            memo.leave().await;
+        }
         self.http.graceful_shutdown(Some(CONNECTION_GRACE));
         if let Err(error) = self.server.await.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
             error!(%error, "the HTTP server failed");
@@ -338,14 +343,7 @@ async fn open(
 }
 
 fn memo(queue: &Queue, registry: &Registry, limits: &Limits, agent: &Agent, clock: &Clock) -> Memo {
-    Memo {
-        registry: registry.clone(),
-        operations: queue.operations(),
-        limits: limits.clone(),
-        models: agent.planner.models.clone(),
-        clock: clock.clone(),
-        is_dispatcher: Mutex::new(false),
-    }
+    Memo::new(registry.clone(), queue.operations(), limits.clone(), agent.planner.models.clone(), clock.clone())
 }
 
 fn webhooks(
@@ -369,7 +367,7 @@ fn api(
     prompts: &Prompts,
     (auth, caps): (&Arc<Auth>, Arc<Caps>),
     (store, audit): (&Arc<dyn Store>, &Arc<AuditLog>),
-    (webhooks, redis): (Webhooks, Option<Arc<Redis>>),
+    (webhooks, redis, memo): (Webhooks, Option<Arc<Redis>>, Option<&Arc<Memo>>),
 ) -> Api {
     Api {
         queue: queue.clone(),
@@ -387,6 +385,10 @@ fn api(
                 notes.extend(redis.as_ref().and_then(|redis| upkeep::redis_note(redis)));
                 notes
             })
+        },
+        dispatcher_missing_since: {
+            let memo = memo.cloned();
+            Arc::new(move || memo.as_ref().and_then(|memo| memo.missing_since()))
         },
         prompts: prompts.clone(),
         metrics: worker.metrics.clone(),

@@ -347,6 +347,7 @@ impl Limits {
         let mut state = self.0.state.lock();
         state.waiting = 0;
         state.models.values_mut().for_each(Model::drain);
+        state.taken_over_at = Some(Instant::now());
         if let Some(budget) = &self.0.budget {
             budget.release_all();
         }

@@ -81,7 +81,8 @@ impl Duties {
         tracker.spawn(webhooks.run(closing.clone()));
         if let Some(memo) = memo {
             let closing = closing.clone();
-            tracker.spawn(async move { memo.run(closing).await });
+            // Not tracked: it ends after the attempts.
+            tokio::spawn(async move { memo.run(closing).await });
         }
         Dispatcher::start(worker, calls, &tracker);
         tracker.spawn(async move { upkeep.run().await });

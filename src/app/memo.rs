@@ -6,12 +6,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
     agent::models::{ModelMemo, Models},
-    clock::{Clock, Moments},
+    clock::{Clock, Moments, Timestamp},
     limits::{self, Limits},
     queue::{self, Operations, Times},
     registry::{Live, Registry, Unavailable},
@@ -27,24 +28,58 @@ const STATE_PAUSE: Duration = Duration::from_secs(1);
 const TIMES: &str = "dispatcher/times";
 const TIMES_PAUSE: u32 = 10;
 
+/// How exact the time is at which the dispatcher last was at work: so often an idle one stores its state.
+const AT_WORK: Duration = Duration::from_secs(5);
+
+/// Without work of a dispatcher for so long, operators should know.
+const MISSING: Duration = Duration::from_secs(10);
+
 pub(super) struct Memo {
-    pub(super) registry: Registry,
-    pub(super) operations: Operations,
-    pub(super) limits: Limits,
-    pub(super) models: Models,
-    pub(super) clock: Clock,
+    registry: Registry,
+    operations: Operations,
+    limits: Limits,
+    models: Models,
+    clock: Clock,
+    started_at: Instant,
     /// Whether this node makes the calls. Held while it adopts what another one knows.
-    pub(super) is_dispatcher: Mutex<bool>,
+    is_dispatcher: Mutex<bool>,
+    /// When a dispatcher last was at work, as far as this node knows.
+    at_work: Mutex<Timestamp>,
+    /// What is stored. Held until a newer state is, so that no older one comes after it.
+    stored: AsyncMutex<(State, Times)>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct State {
+    /// When the dispatcher last was at work, to [`AT_WORK`].
+    at_work: Option<Timestamp>,
     limits: limits::Memo,
     queue: queue::Memo,
     models: Vec<ModelMemo>,
 }
 
 impl Memo {
+    pub(super) fn new(
+        registry: Registry,
+        operations: Operations,
+        limits: Limits,
+        models: Models,
+        clock: Clock,
+    ) -> Memo {
+        let at_work = Mutex::new(clock.now());
+        Memo {
+            registry,
+            operations,
+            limits,
+            models,
+            clock,
+            started_at: Instant::now(),
+            is_dispatcher: Mutex::new(false),
+            at_work,
+            stored: AsyncMutex::default(),
+        }
+    }
+
     /// Starts with what the former dispatcher knew. Before the first claim.
     ///
     /// # Errors
@@ -58,25 +93,60 @@ impl Memo {
         Ok(())
     }
 
-    /// Stores what this node knows, until `closing` is cancelled and once more then.
+    /// Stores what this node knows, from its take-over until [`Memo::leave`]. It is at work until `closing` is cancelled; then
+    /// its calls end, and what they show is stored too.
     pub(super) async fn run(&self, closing: CancellationToken) {
-        let (mut moments, mut state, mut times) = (Moments::now(&self.clock), State::default(), Times::default());
+        let mut moments = Moments::now(&self.clock);
         let mut tick = tokio::time::interval(STATE_PAUSE);
         for round in 0_u32.. {
-            let is_last = closing.run_until_cancelled(tick.tick()).await.is_none();
+            tick.tick().await;
             moments = moments.renewed(&self.clock);
-            self.save(STATE, &mut state, self.state(&moments)).await;
-            if is_last || round.is_multiple_of(TIMES_PAUSE) {
-                self.save(TIMES, &mut times, self.operations.times()).await;
+            if !closing.is_cancelled() {
+                *self.at_work.lock() = self.clock.now();
             }
-            if is_last {
+            self.save(&moments, round.is_multiple_of(TIMES_PAUSE)).await;
+            if !self.is_dispatcher() {
                 return;
             }
         }
     }
 
+    /// Stores what this node knows for the next dispatcher. From now on it is none.
+    pub(super) async fn leave(&self) {
+        self.save(&Moments::now(&self.clock), true).await;
+        *self.is_dispatcher.lock() = false;
+    }
+
+    /// Since when no dispatcher has been at work, if none has been for [`MISSING`].
+    pub(super) fn missing_since(&self) -> Option<Timestamp> {
+        let at_work = *self.at_work.lock();
+        // A node that has just started may not have heard of it yet.
+        let is_missing = self.clock.now().since(at_work) > MISSING && self.started_at.elapsed() > MISSING;
+        is_missing.then_some(at_work)
+    }
+
+    fn is_dispatcher(&self) -> bool {
+        *self.is_dispatcher.lock()
+    }
+
+    /// Stores what has changed, if this node is the dispatcher.
+    async fn save(&self, moments: &Moments, with_times: bool) {
+        let mut stored = self.stored.lock().await;
+        if !self.is_dispatcher() {
+            return;
+        }
+        let (state, times) = &mut *stored;
+        self.save_one(STATE, state, self.state(moments)).await;
+        if with_times {
+            self.save_one(TIMES, times, self.operations.times()).await;
+        }
+    }
+
     fn state(&self, moments: &Moments) -> State {
+        let at_work = self.at_work.lock().as_millis();
+        let step = i64::try_from(AT_WORK.as_millis()).unwrap_or(1);
         State {
+            at_work: Some(Timestamp::from_millis(at_work - at_work.rem_euclid(step))),
             limits: self.limits.memo(moments),
             queue: self.operations.memo(moments),
             models: self.models.memo(moments),
@@ -84,7 +154,7 @@ impl Memo {
     }
 
     /// Stores what has changed since it was `stored`.
-    async fn save<T: PartialEq + Serialize>(&self, name: &str, stored: &mut T, current: T) {
+    async fn save_one<T: PartialEq + Serialize>(&self, name: &str, stored: &mut T, current: T) {
         if *stored == current {
             return;
         }
@@ -102,7 +172,7 @@ impl Live for Memo {
     }
 
     async fn reload(&self, changed: &str) -> Result<(), Unavailable> {
-        if *self.is_dispatcher.lock() {
+        if self.is_dispatcher() {
             return Ok(());
         }
         let state = if STATE.starts_with(changed) { self.registry.get::<State>(STATE).await? } else { None };
@@ -112,7 +182,10 @@ impl Live for Memo {
         if *is_dispatcher {
             return Ok(());
         }
-        if let Some(State { limits, queue, models }) = state {
+        if let Some(State { at_work, limits, queue, models }) = state {
+            if let Some(at_work) = at_work {
+                *self.at_work.lock() = at_work;
+            }
             let moments = Moments::now(&self.clock);
             self.limits.adopt(limits, &moments);
             self.operations.adopt(queue, &moments);
@@ -129,11 +202,10 @@ impl Live for Memo {
 mod tests {
     use std::{num::NonZeroU32, sync::Arc};
 
-    use tokio::{sync::Notify, time::Instant};
+    use tokio::sync::Notify;
 
     use super::*;
     use crate::{
-        clock::Timestamp,
         config::values::{DailyBudget, RateCaps},
         digest::ModelKey,
         http::api::allowance,
@@ -142,7 +214,10 @@ mod tests {
             disposition::{Scope, SharedFailure},
         },
         ledger::Spending,
-        limits::budget::{Budget, Need},
+        limits::{
+            Tokens,
+            budget::{Budget, Need},
+        },
         metrics::Metrics,
         queue::{Kind, Lanes, Policy, Queue, Submission, WaitingFor},
         store::memory::MemoryStore,
@@ -169,22 +244,15 @@ mod tests {
         let closing = CancellationToken::new();
         let queue = Queue::open(Arc::clone(store) as _, clock.clone(), policy, Metrics::new(), spending, closing);
         let queue = queue.await.unwrap();
-        let memo = Memo {
-            registry: Registry::new(Arc::clone(store) as _),
-            operations: queue.operations(),
-            limits,
-            models: Models::new("m".to_owned(), vec!["n".to_owned()], Vec::new()),
-            clock: clock.clone(),
-            is_dispatcher: Mutex::new(false),
-        };
+        let registry = Registry::new(Arc::clone(store) as _);
+        let models = Models::new("m".to_owned(), vec!["n".to_owned()], Vec::new());
+        let memo = Memo::new(registry, queue.operations(), limits, models, clock.clone());
         Node { memo, queue }
     }
 
     /// Stores what the dispatcher knows, as it does each second, and has the others read it.
     async fn share(dispatcher: &Node, others: &[&Node]) {
-        let closing = CancellationToken::new();
-        closing.cancel();
-        dispatcher.memo.run(closing).await;
+        dispatcher.memo.save(&Moments::now(&dispatcher.memo.clock), true).await;
         for other in others {
             other.memo.reload(STATE).await.unwrap();
             other.memo.reload(TIMES).await.unwrap();
@@ -261,9 +329,71 @@ mod tests {
     async fn the_limits_of_a_new_dispatcher_begin_with_nothing_left() {
         let (store, clock) = (Arc::<MemoryStore>::default(), Clock::manual(Timestamp::from_millis(1_800_000_000_000)));
         let (dispatcher, next) = (node(&store, &clock).await, node(&store, &clock).await);
+        dispatcher.memo.take_over().await.unwrap();
         dispatcher.memo.limits.learn("m", [Some(60), None, None], Instant::now());
         share(&dispatcher, &[]).await;
         next.memo.take_over().await.unwrap();
-        assert!(next.memo.limits.try_permit(None).is_none());
+        let limits = &next.memo.limits;
+        assert!(limits.try_permit(None).is_none());
+        assert!(limits.try_permit(Some(ModelKey::of("n"))).is_none(), "a model that it has not heard of");
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert!([None, Some(ModelKey::of("n"))].into_iter().all(|lane| limits.try_permit(lane).is_some()));
+        assert!(limits.try_permit(Some(ModelKey::of("o"))).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_dispatcher_owes_the_tokens_that_calls_used_beyond_their_reservation() {
+        let (store, clock) = (Arc::<MemoryStore>::default(), Clock::manual(Timestamp::from_millis(1_800_000_000_000)));
+        let (dispatcher, next) = (node(&store, &clock).await, node(&store, &clock).await);
+        dispatcher.memo.take_over().await.unwrap();
+        dispatcher.memo.limits.learn("m", [None, Some(60_000), None], Instant::now());
+        tokio::time::advance(Duration::from_secs(61)).await;
+        let permit = dispatcher.memo.limits.try_permit(None).unwrap();
+        permit.settle_failed(Some(Tokens { input: 80_000, output: 0 }));
+        share(&dispatcher, &[]).await;
+        next.memo.take_over().await.unwrap();
+        let mut seconds = 0;
+        while next.memo.limits.try_permit(None).is_none() {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            seconds += 1;
+        }
+        assert!((80..90).contains(&seconds), "{seconds} s for 80,000 tokens, at 980 a second");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_calls_of_a_stopping_dispatcher_show_is_stored_until_it_leaves_and_not_later() {
+        let (store, clock) = (Arc::<MemoryStore>::default(), Clock::manual(Timestamp::from_millis(1_800_000_000_000)));
+        let (dispatcher, other) = (node(&store, &clock).await, node(&store, &clock).await);
+        dispatcher.memo.take_over().await.unwrap();
+        let (memo, closing) = (Arc::new(dispatcher.memo), CancellationToken::new());
+        let running = tokio::spawn({
+            let (memo, closing) = (Arc::clone(&memo), closing.clone());
+            async move { memo.run(closing).await }
+        });
+        let pass = async |time: Duration| {
+            clock.advance(time);
+            tokio::time::sleep(time).await;
+        };
+        pass(Duration::from_secs(30)).await;
+        other.memo.reload(STATE).await.unwrap();
+        assert_eq!(other.memo.missing_since(), None);
+
+        closing.cancel();
+        let requests = |limit| NonZeroU32::new(limit).unwrap();
+        memo.limits.learn("m", [Some(70), None, None], Instant::now());
+        pass(Duration::from_secs(30)).await;
+        other.memo.reload(STATE).await.unwrap();
+        assert_eq!(other.memo.limits.per_minute(None).requests, requests(70), "calls that still ran");
+        let missing_since = other.memo.missing_since().unwrap();
+        assert!(missing_since <= Timestamp::from_millis(1_800_000_030_000), "{missing_since}");
+        memo.limits.learn("m", [Some(80), None, None], Instant::now());
+        memo.leave().await;
+        memo.limits.learn("m", [Some(90), None, None], Instant::now());
+        running.await.unwrap();
+        other.memo.take_over().await.unwrap();
+        assert_eq!(other.memo.limits.per_minute(None).requests, requests(80), "of the last moment");
+        let run = other.memo.run(CancellationToken::new());
+        assert!(tokio::time::timeout(Duration::from_millis(1), run).await.is_err());
+        assert_eq!(other.memo.missing_since(), None);
     }
 }

@@ -21,6 +21,7 @@ use crate::{
     agent::models::Models,
     audit::AuditLog,
     auth::Auth,
+    clock::Timestamp,
     config::values::{Network, Origin},
     digest::Lane,
     job::{Job, JobRecord, callback::Callbacks, caller::Caller},
@@ -49,6 +50,8 @@ pub struct Api {
     pub models: Models,
     /// What an operator should know, though the service works.
     pub notes: Arc<dyn Fn() -> Vec<Note> + Send + Sync>,
+    /// Since when no node starts calls to Claude, if none does.
+    pub dispatcher_missing_since: Arc<dyn Fn() -> Option<Timestamp> + Send + Sync>,
     pub auth: Arc<Auth>,
     pub memory: MemoryBudget,
     pub refusals: RefusalLog,

@@ -49,9 +49,9 @@ pub(super) struct Readiness {
 /// Why accepted jobs do not run.
 #[derive(Serialize, ToSchema)]
 struct Reason {
-    /// The part of the service: `queue`, `claude` or `budget`.
+    /// The part of the service: `queue`, `dispatcher`, `claude` or `budget`.
     field: &'static str,
-    /// Stable code, for programs. `queue`: `paused`. `claude`: `authentication_failed`, `billing_failed`,
+    /// Stable code, for programs. `queue`: `paused`. `dispatcher`: `no_dispatcher`. `claude`: `authentication_failed`, `billing_failed`,
     /// `permission_denied`, `model_not_found`, `proxy_refused`, `invalid_request`, `malformed_response`, `rate_limited`,
     /// `connect_failed`, `connection_lost`. `budget`: `budget_reached`.
     code: &'static str,
@@ -90,8 +90,8 @@ pub(super) fn alive() -> Json<impl Serialize> {
 #[utoipa::path(
     get, path = "/health/ready", operation_id = "get_readiness", tag = "service",
     responses(
-        (status = 200, description = "Jobs are accepted. `degraded` while Claude can't be called, the daily budget is used up or the \
-            queue is paused", body = Readiness),
+        (status = 200, description = "Jobs are accepted. `degraded` while Claude can't be called, no node starts calls, the daily \
+            budget is used up or the queue is paused", body = Readiness),
         (status = 503, description = "`not_ready`; `errors` has the reasons")
     )
 )]
@@ -125,7 +125,15 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
         message: format!("was paused by an operator at {}", pause.at),
         until: None,
     });
-    let reasons: Vec<Reason> = paused.into_iter().chain(gate).chain(unreachable).chain(budget).collect();
+    let missing = (api.dispatcher_missing_since)().map(|since| Reason {
+        field: "dispatcher",
+        code: "no_dispatcher",
+        message: format!(
+            "no node has started calls to Claude since {since}. A node takes over by itself within seconds, if it can"
+        ),
+        until: None,
+    });
+    let reasons: Vec<Reason> = paused.into_iter().chain(missing).chain(gate).chain(unreachable).chain(budget).collect();
     let status = if reasons.is_empty() { "ready" } else { "degraded" };
     Json(Readiness { status, reasons, notes: (api.notes)() }).into_response()
 }

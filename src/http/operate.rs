@@ -35,6 +35,8 @@ pub(super) struct Stats {
     oldest_queued_at: Option<Timestamp>,
     /// Who paused the queue and when; null while it is not paused.
     paused: Option<Pause>,
+    /// Since when no node starts calls to Claude; null while one does.
+    no_dispatcher_since: Option<Timestamp>,
     /// Number of running attempts.
     running_attempts: usize,
     /// Most attempts that can run at once.
@@ -96,6 +98,7 @@ pub(super) async fn stats(_: Admin, State(api): State<Arc<Api>>) -> Json<Stats> 
         jobs: queue.counts(),
         oldest_queued_at: oldest.ok().and_then(|page| page.jobs.first().map(|record| record.job.created_at)),
         paused: operations.paused(),
+        no_dispatcher_since: (api.dispatcher_missing_since)(),
         running_attempts: operations.running_attempts(),
         workers: operations.workers(),
         attempt_seconds: operations.service_time().as_secs_f64(),

@@ -13,7 +13,7 @@ use crate::{
     agent::models::Models,
     audit::AuditLog,
     auth::Auth,
-    clock::Clock,
+    clock::{Clock, Timestamp},
     config::values::RateCaps,
     digest::ModelKey,
     job::callback::Callbacks,
@@ -69,6 +69,7 @@ async fn api_in(outage: Option<Outage>, closing: &CancellationToken) -> Api {
         public_url: None,
         models: Models::new("m".to_owned(), Vec::new(), Vec::new()),
         notes: Arc::new(Vec::new),
+        dispatcher_missing_since: Arc::new(|| None),
         operations: queue.operations(),
         queue,
         limits,
@@ -294,6 +295,23 @@ fn the_document_has_every_route_and_no_dangling_reference() {
         assert!(schemas.contains_key(name), "{name} is not among {:?}", schemas.keys());
     }
     assert!(schemas["Job"]["properties"]["result"].to_string().contains("Memo"), "{}", schemas["Job"]);
+}
+
+#[tokio::test]
+async fn a_node_without_a_dispatcher_is_ready_and_says_since_when() {
+    let since = Timestamp::from_millis(1_800_000_000_000);
+    let api = api_in(None, &CancellationToken::new()).await;
+    let api = Api { dispatcher_missing_since: Arc::new(move || Some(since)), ..api };
+    let base = serve(router(api, |api| Router::new().fallback_service(api))).await;
+    let ready = client().get(format!("{base}/health/ready")).send().await.unwrap();
+    assert_eq!(ready.status(), StatusCode::OK);
+    let ready: Value = ready.json().await.unwrap();
+    let reason = &ready["reasons"][0];
+    assert_eq!((&ready["status"], &reason["code"]), (&json!("degraded"), &json!("no_dispatcher")), "{ready:#}");
+    assert!(reason["message"].as_str().unwrap().contains(&since.to_string()), "{ready:#}");
+    let stats = client().get(format!("{base}/api/v1/admin/stats")).bearer_auth("s3cret").send().await.unwrap();
+    let stats: Value = stats.json().await.unwrap();
+    assert_eq!(stats["no_dispatcher_since"], json!(since), "{stats:#}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ use governor::{
     middleware::NoOpMiddleware,
     state::{InMemoryState, NotKeyed},
 };
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::clock::{Moments, Timestamp};
@@ -29,8 +30,14 @@ impl Clock for TokioClock {
     }
 }
 
-/// A limit that an answer named, and when its call began.
-pub(super) type Named = Option<(NonZeroU32, Timestamp)>;
+/// A bucket, as the dispatcher tells other nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct BucketMemo {
+    /// The limit that an answer named, and when its call began.
+    named: Option<(NonZeroU32, Timestamp)>,
+    /// Units that were used and not reserved.
+    debt: i64,
+}
 
 #[derive(Debug)]
 pub(super) struct Bucket {
@@ -94,16 +101,18 @@ impl Bucket {
         }
     }
 
-    pub(super) fn memo(&self, moments: &Moments) -> Named {
-        self.named.map(|(limit, at)| (limit, moments.timestamp(at)))
+    pub(super) fn memo(&self, moments: &Moments) -> BucketMemo {
+        let named = self.named.map(|(limit, at)| (limit, moments.timestamp(at)));
+        BucketMemo { named, debt: -self.balance.min(0) }
     }
 
-    pub(super) fn adopt(&mut self, named: Named, moments: &Moments) {
+    pub(super) fn adopt(&mut self, BucketMemo { named, debt }: BucketMemo, moments: &Moments) {
         let before = self.per_minute();
         self.named = named.map(|(limit, at)| (limit, moments.instant(at)));
         if self.per_minute() != before {
             self.apply();
         }
+        self.balance = -debt;
     }
 
     /// Leaves nothing in it.

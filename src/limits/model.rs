@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    bucket::{Bucket, Named},
+    bucket::{Bucket, BucketMemo},
     gate::{Gate, GateMemo, Refusal},
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
 const REQUEST_BURST: Duration = Duration::from_millis(500);
 
 /// Anthropic's buckets hold as many, and the need of a call is known only afterwards.
-const TOKEN_BURST: Duration = Duration::from_secs(60);
+pub(super) const TOKEN_BURST: Duration = Duration::from_secs(60);
 
 const USUAL_SECONDS: f64 = 20.0;
 
@@ -115,7 +115,7 @@ pub(super) struct ModelMemo {
     name: String,
     gate: GateMemo,
     /// The limits on requests, input tokens and output tokens.
-    named: [Named; 3],
+    buckets: [BucketMemo; 3],
     used_at: Timestamp,
     backed_off: Option<f64>,
     backed_off_at: Option<Timestamp>,
@@ -131,7 +131,7 @@ impl Model {
         ModelMemo {
             name: self.name.clone(),
             gate: self.gate.memo(moments),
-            named: [&self.requests, &self.input_tokens, &self.output_tokens].map(|bucket| bucket.memo(moments)),
+            buckets: [&self.requests, &self.input_tokens, &self.output_tokens].map(|bucket| bucket.memo(moments)),
             used_at: moments.timestamp(self.used_at),
             backed_off: self.backed_off,
             backed_off_at: self.backed_off_at.map(|at| moments.timestamp(at)),
@@ -145,8 +145,8 @@ impl Model {
 
     pub(super) fn adopt(&mut self, memo: ModelMemo, moments: &Moments) {
         self.gate.adopt(memo.gate, moments);
-        for (bucket, named) in self.buckets().into_iter().zip(memo.named) {
-            bucket.adopt(named, moments);
+        for (bucket, known) in self.buckets().into_iter().zip(memo.buckets) {
+            bucket.adopt(known, moments);
         }
         self.used_at = moments.instant(memo.used_at);
         self.backed_off_at = memo.backed_off_at.map(|at| moments.instant(at));

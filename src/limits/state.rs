@@ -13,7 +13,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     budget::Budget,
     gate::{Gate, Refusal},
-    model::{Model, Tokens},
+    model::{Model, TOKEN_BURST, Tokens},
     reach::Reach,
 };
 use crate::{config::values::RateCaps, digest::ModelKey};
@@ -42,6 +42,8 @@ pub(super) struct State {
     pub(super) workers: usize,
     /// Callers that a limit keeps waiting for a permit.
     pub(super) waiting: usize,
+    /// When this node took over from another one that made calls.
+    pub(super) taken_over_at: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +71,15 @@ impl State {
                 self.models.remove(&oldest);
             }
         }
-        self.models.entry(key).or_insert_with(|| Model::new(self.caps, self.workers))
+        // Another node may have called it just before, without having told.
+        let is_drained = self.taken_over_at.is_some_and(|at| at.elapsed() < TOKEN_BURST);
+        self.models.entry(key).or_insert_with(|| {
+            let mut model = Model::new(self.caps, self.workers);
+            if is_drained {
+                model.drain();
+            }
+            model
+        })
     }
 
     pub(super) fn named(&mut self, name: &str) -> &mut Model {
