@@ -317,6 +317,11 @@ pub fn salvage<W: Write>(settings: &Settings, out: &mut Writer<W>) -> Result<Sum
     salvage::export(&parts::store_folder(&settings.data_dir), out)
 }
 
+/// Makes the schema of a database, or upgrades it. Returns what was done, in words.
+pub async fn migrate(url: &SecretString) -> Result<String, StartError> {
+    Ok(PostgresStore::migrate(url).await?.to_string())
+}
+
 /// Opens the store and makes the client for Claude, at the same time, as both block: on the disk, and on hundreds of
 /// certificates.
 async fn open(

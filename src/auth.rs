@@ -215,7 +215,7 @@ impl Auth {
             // An open service answers unknown credentials too, so they must not cost a read.
             None => !self.is_open() && token().is_none(),
         };
-        if may_have_changed && !(self.is_current.load(Ordering::Acquire) && self.registry.is_watch_live()) {
+        if may_have_changed && !self.hears() {
             self.reload_since(Instant::now()).await.map_err(|_| Refused::Unavailable)?;
             found = self.find(given);
         }
@@ -223,6 +223,11 @@ impl Auth {
             Some(key) => named(caller(&key.name), key.scope),
             None => token(),
         })
+    }
+
+    /// Whether this node knows all keys as they are now.
+    pub fn hears(&self) -> bool {
+        self.is_current.load(Ordering::Acquire) && self.registry.is_watch_live()
     }
 
     fn find(&self, given: &[u8]) -> Option<Key> {
@@ -275,22 +280,25 @@ impl Auth {
         }
         let revoked_at = Some(self.clock.now());
         // Before the store has it: the client may disconnect while the store writes.
-        self.remember(Key { revoked_at, ..valid.clone() });
+        self.remember(Key { revoked_at, ..valid });
         self.revocations.fetch_add(1, Ordering::Release);
         let revoked = self.change(name, |known| match known {
             Some(known) if known.is_valid() => Ok(Some(Key { revoked_at, ..known })),
             _ => Err(not_found()),
         });
-        let revoked = revoked.await.inspect_err(|error| {
-            if matches!(error, KeyError::Unavailable(_)) {
-                self.remember(valid);
+        let revoked = match revoked.await {
+            Err(error @ KeyError::Unavailable(_)) => {
+                // It may be revoked or not. It is refused here until the store says.
+                let _ = self.reload(&setting(name)).await;
+                return Err(error);
             }
-        })?;
+            done => done?,
+        };
         self.forget_old().await?;
         revoked.ok_or_else(not_found)
     }
 
-    /// Revocations since the start. Open connections identify their caller again when this changes.
+    /// Revocations that this node knows of. Open connections identify their caller again when this changes.
     pub fn revocations(&self) -> u64 {
         self.revocations.load(Ordering::Acquire)
     }
@@ -454,7 +462,7 @@ mod tests {
     use crate::{
         metrics::Metrics,
         store::{
-            fault::{FaultStore, Outage},
+            fault::{FaultStore, Moment, Outage},
             memory::MemoryStore,
             sled::{SledConfig, SledStore},
         },
@@ -587,6 +595,23 @@ mod tests {
         store.break_down(Outage::Fails);
         assert_eq!(identify(&other, &key).await, Err(Refused::Unavailable));
         assert_eq!(identify(&other, &"s3cret".into()).await, Ok(()), "the admin token is no setting of the store");
+    }
+
+    #[tokio::test]
+    async fn a_key_whose_revocation_has_an_unknown_outcome_is_what_the_store_says() {
+        let store = Arc::new(FaultStore::over(MemoryStore::default()));
+        let (auth, task) = node(&store).await;
+        let (_, key) = auth.create("ci", Scope::Analyze, "ops").await.unwrap();
+        drop(task);
+        while auth.is_current.load(Ordering::Acquire) {
+            tokio::task::yield_now().await;
+        }
+        auth.set_current(true);
+        for (moment, expected) in [(Moment::Before, Ok(())), (Moment::After, Err(Refused::Wrong))] {
+            store.fail_after(0, moment);
+            assert!(matches!(auth.revoke("ci").await, Err(KeyError::Unavailable(_))));
+            assert_eq!(identify(&auth, &key).await, expected, "{moment:?}");
+        }
     }
 
     #[tokio::test]

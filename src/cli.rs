@@ -13,6 +13,7 @@ mod loadtest;
 mod local_service;
 mod logging;
 mod memo;
+mod migrate;
 mod move_data;
 mod operate;
 mod outcome;
@@ -111,6 +112,8 @@ enum Command {
     Import(Box<import::Import>),
     /// Move everything between a data folder and PostgreSQL, while no service runs
     Move(Box<move_data::Move>),
+    /// Create or upgrade the schema of the PostgreSQL database
+    Migrate(Box<migrate::Migrate>),
     /// Submit questions at a given rate and report the results, by default to a service with a simulated Claude
     Loadtest(Box<loadtest::Loadtest>),
     /// Print the OpenAPI document
@@ -194,7 +197,7 @@ fn shown_settings(command: &str) -> &'static [&'static str] {
         "demo" => &["host", "port", "data_dir", "model_name"],
         "healthcheck" => &["host", "port"],
         "own-data" => &["data_dir"],
-        "move" => &["database_url"],
+        "move" | "migrate" => &["database_url"],
         "loadtest" => &["data_dir", "workers", "max_queued_jobs"],
         _ => &[],
     }
@@ -264,6 +267,7 @@ fn try_run() -> anyhow::Result<ExitCode> {
         Command::OwnData(own_data) => own_data.run(),
         Command::Import(import) => block_on(import.run()),
         Command::Move(moving) => block_on(moving.run()),
+        Command::Migrate(migrate) => block_on(migrate.run()),
         Command::Loadtest(test) => {
             test.settings.validate()?;
             block_on(test.run(is_set("port")))

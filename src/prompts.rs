@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The setting that holds the prompts of all nodes.
-const SETTING: &str = "prompts";
+const SETTING: &str = "node/prompts";
 
 const SYSTEM: &str = "system.txt";
 const USER: &str = "decision_analysis.txt";

@@ -18,14 +18,14 @@ use crate::{
     registry::{Live, Registry, Unavailable},
 };
 
-const PREFIX: &str = "dispatcher/";
+const PREFIX: &str = "node/dispatcher/";
 
 /// Gates, limits and attempts under way, stored at most so often if they have changed.
-const STATE: &str = "dispatcher/state";
+const STATE: &str = "node/dispatcher/state";
 const STATE_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long attempts last: larger, and changes slowly.
-const TIMES: &str = "dispatcher/times";
+const TIMES: &str = "node/dispatcher/times";
 const TIMES_PAUSE: u32 = 10;
 
 /// How exact the time is at which the dispatcher last was at work: so often an idle one stores its state.

@@ -1,6 +1,7 @@
 //! The HTTP client of the commands: finds the service and its token, and turns its problems into messages.
 
 use std::{
+    collections::VecDeque,
     fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
@@ -33,6 +34,9 @@ pub(super) const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 const MAX_QUOTED: usize = 200;
 
+/// Exit code if something could not be read.
+pub(super) const INCOMPLETE: u8 = 3;
+
 /// Exit code if the service refused the request.
 pub(super) const REFUSED: u8 = 4;
 
@@ -44,6 +48,13 @@ pub(super) struct Connection {
     /// The service's settings; HOST, PORT, DATA_DIR and ADMIN_TOKEN lead to the service on this machine
     #[command(flatten)]
     pub(super) settings: Settings,
+}
+
+/// The lines of an answer, as they come.
+pub(super) struct Lines {
+    answer: Response,
+    lines: VecDeque<Vec<u8>>,
+    rest: Vec<u8>,
 }
 
 #[derive(clap::Args, Debug)]
@@ -115,6 +126,11 @@ impl fmt::Display for Refusal {
 }
 
 impl Connection {
+    /// To another service than the options name.
+    pub(super) fn to(url: String, token: Option<SecretString>, settings: Settings) -> Connection {
+        Connection { address: ServiceAddress { url: Some(url), token }, settings }
+    }
+
     pub(super) fn client(&self) -> anyhow::Result<Client> {
         let base = self.address.url.as_deref().map_or_else(|| Ok(local_base(&self.settings)), base)?;
         // The token of the service on this machine must not be sent to another one.
@@ -125,6 +141,22 @@ impl Connection {
 
     pub(super) fn has_url(&self) -> bool {
         self.address.url.is_some()
+    }
+}
+
+impl Lines {
+    /// The next line, with its line break; `None` at the end, or in place of a line that was cut off.
+    pub(super) async fn next(&mut self) -> reqwest::Result<Option<Vec<u8>>> {
+        while self.lines.is_empty() {
+            let Some(bytes) = self.answer.chunk().await? else { return Ok(None) };
+            for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+                self.rest.extend_from_slice(part);
+                if part.ends_with(b"\n") {
+                    self.lines.push_back(std::mem::take(&mut self.rest));
+                }
+            }
+        }
+        Ok(self.lines.pop_front())
     }
 }
 
@@ -157,6 +189,10 @@ impl Client {
         // reqwest needs a TLS provider, also for unencrypted calls.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Client { http: builder.build().context("failed to create the HTTP client")?, base, token })
+    }
+
+    pub(super) fn base(&self) -> &str {
+        &self.base
     }
 
     pub(super) fn has_token(&self) -> bool {
@@ -211,14 +247,15 @@ impl Client {
         Ok((status, headers, answer.text().await.map_err(unreachable)?))
     }
 
-    /// The answer, with its body still to be read. Fails unless it is a success.
-    pub(super) async fn open(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+    /// An archive of the service.
+    pub(super) async fn export(&self) -> Result<Lines, ClientError> {
+        let request = self.request(Method::GET, "/api/v1/admin/export");
         let unreachable =
             |error: reqwest::Error| ClientError::Unreachable { base: self.base.clone(), source: error.without_url() };
         let answer = request.send().await.map_err(unreachable)?;
         let status = answer.status();
         if status.is_success() {
-            return Ok(answer);
+            return Ok(Lines { answer, lines: VecDeque::new(), rest: Vec::new() });
         }
         Err(self.refusal(status, &answer.text().await.map_err(unreachable)?))
     }

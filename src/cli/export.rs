@@ -6,22 +6,18 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, ensure};
-use reqwest::{Method, Response};
+use anyhow::Context;
 
 use super::{
-    client::{ClientError, Connection},
+    client::{ClientError, Connection, INCOMPLETE},
     move_data::{self, place},
-    terminal::escaped,
+    terminal::{clean, escaped},
 };
 use crate::{
     app,
     clock::Clock,
-    store::archive::{Checker, Kind, Tally, Writer},
+    store::archive::{Checker, Kind, Record, Tally, Writer},
 };
-
-/// Exit code if something could not be read.
-pub(super) const INCOMPLETE: u8 = 3;
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
@@ -34,8 +30,8 @@ pub(super) const INCOMPLETE: u8 = 3;
 A running service gives its jobs, costs, history and audit log. API keys, sessions and runtime
 settings are only in an archive made with --from. Such an archive is a secret.
 
-Exit codes: 0 all records exported; 1 error, the archive is not complete; 3 (--salvage) some records
-  could not be read, see the summary on standard error; 4 the service refused the request.")]
+Exit codes: 0 all records exported; 1 error, the archive is not complete; 3 some records could not be
+  read, see standard error; 4 the service refused the request.")]
 pub(super) struct Export {
     /// Read everything from a data folder or a database that no service uses. DATABASE_URL stands for that setting, so
     /// that no password shows in the process list
@@ -64,7 +60,8 @@ impl Export {
             None => self.live().await?,
         };
         writeln!(stderr(), "exported: {}", move_data::summary(&tally))?;
-        Ok(ExitCode::SUCCESS)
+        let is_complete = tally.count(Kind::UnreadableJob) == 0;
+        Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::from(INCOMPLETE) })
     }
 
     fn salvage(&self) -> anyhow::Result<ExitCode> {
@@ -74,10 +71,10 @@ impl Export {
         Ok(if summary.is_complete() { ExitCode::SUCCESS } else { ExitCode::from(INCOMPLETE) })
     }
 
+    /// Copies the archive of a service line by line, checks it, and writes it for a terminal. Names the jobs that the service
+    /// could not read.
     async fn live(&self) -> anyhow::Result<Tally> {
-        let client = self.connection.client()?;
-        let request = client.request(Method::GET, "/api/v1/admin/export");
-        let answer = client.open(request).await.map_err(|error| {
+        let mut lines = self.connection.client()?.export().await.map_err(|error| {
             let context = match error {
                 ClientError::Unreachable { .. } => {
                     "can't export; for a stopped service use `ceoagent export --from DATA_DIR`, or `--salvage` if it is damaged"
@@ -86,30 +83,20 @@ impl Export {
             };
             anyhow::Error::new(error).context(context)
         })?;
-        copy(answer).await
-    }
-}
-
-/// Copies an archive line by line, checks it, and writes it for a terminal.
-async fn copy(mut answer: Response) -> anyhow::Result<Tally> {
-    let (mut checker, mut out) = (Checker::default(), writer(true));
-    let (mut lines, mut number) = (Vec::new(), 0);
-    let stopped = |checker: &Checker| format!("the export stopped after {} jobs", checker.tally().count(Kind::Job));
-    while let Some(bytes) = answer.chunk().await.with_context(|| stopped(&checker))? {
-        lines.extend_from_slice(&bytes);
-        let Some(end) = lines.iter().rposition(|byte| *byte == b'\n') else { continue };
-        let rest = lines.split_off(end + 1);
-        for line in String::from_utf8(lines)?.lines() {
+        let (mut checker, mut out, mut number) = (Checker::default(), writer(true), 0);
+        let stopped = |checker: &Checker| format!("the export stopped after {} jobs", checker.tally().count(Kind::Job));
+        while let Some(line) = lines.next().await.with_context(|| stopped(&checker))? {
             number += 1;
-            if let Some(record) = checker.take(line).with_context(|| format!("line {number} from the service"))? {
-                out.line(record.kind(), line)?;
+            let wrong = || format!("line {number} from the service");
+            let Some(record) = checker.take(&line).with_context(wrong)? else { continue };
+            out.line(record.kind(), str::from_utf8(line.trim_ascii_end()).with_context(wrong)?)?;
+            if let Record::UnreadableJob(id, reason) = record {
+                writeln!(stderr(), "job {id} can't be read, so its question and memo are missing: {}", clean(&reason))?;
             }
         }
-        lines = rest;
+        checker.finish().with_context(|| stopped(&checker))?;
+        Ok(out.end()?)
     }
-    ensure!(lines.is_empty(), stopped(&checker));
-    checker.finish().with_context(|| stopped(&checker))?;
-    Ok(out.end()?)
 }
 
 fn writer(is_partial: bool) -> Writer<impl Write> {

@@ -10,8 +10,7 @@ use reqwest::{Method, header};
 use serde::Deserialize;
 
 use super::{
-    client::{Client, Connection},
-    export::INCOMPLETE,
+    client::{Client, Connection, INCOMPLETE},
     move_data::{self, place},
     terminal::clean,
 };
@@ -36,7 +35,7 @@ A job with an existing id is skipped, so a failed import can be repeated. Pendin
 this service. A running attempt gets an unknown outcome, as after a crash (see ON_UNKNOWN_OUTCOME).
 
 Exit codes: 0 all records imported; 1 error, the import is not complete; 3 some lines could not be
-  read, see standard error; 4 the service refused the request.")]
+  read or are missing, see standard error; 4 the service refused the request.")]
 pub(super) struct Import {
     /// Restore everything in an empty data folder or database that no service uses. DATABASE_URL stands for that setting,
     /// so that no password shows in the process list
@@ -63,7 +62,7 @@ struct Refused {
 /// Lines on their way to a service.
 struct Pages {
     client: Client,
-    page: String,
+    page: Vec<u8>,
     /// The number of each line of the page.
     numbers: Vec<usize>,
     imported: usize,
@@ -87,10 +86,10 @@ impl Import {
     /// Sends jobs and idempotency keys to a running service.
     async fn live(&self) -> anyhow::Result<ExitCode> {
         let mut pages = Pages::new(self.connection.client()?);
-        let (mut checker, mut input, mut line) = (Checker::default(), stdin().lock(), String::new());
+        let (mut checker, mut input, mut line) = (Checker::default(), stdin().lock(), Vec::new());
         for number in 1.. {
             line.clear();
-            if input.read_line(&mut line).context("can't read standard input as UTF-8 text")? == 0 {
+            if input.read_until(b'\n', &mut line).context("can't read standard input")? == 0 {
                 break;
             }
             match checker.take(&line) {
@@ -113,7 +112,7 @@ impl Import {
             .0
             .iter()
             .filter_map(|(kind, count)| match kind {
-                Kind::Job | Kind::IdempotencyKey => None,
+                Kind::Job | Kind::IdempotencyKey | Kind::UnreadableJob => None,
                 kind => Some(format!("{} {kind}", count.count)),
             })
             .collect();
@@ -124,7 +123,10 @@ impl Import {
                 "left out, because a running service has its own: {left_out}. Use --to to restore them"
             )?;
         }
+        let missing = checker.tally().count(Kind::UnreadableJob);
+        move_data::report_missing(missing)?;
         match checker.finish() {
+            Ok(()) if missing > 0 => Ok(ExitCode::from(INCOMPLETE)),
             // Of a line that could not be read nothing is known, so the counts can't agree.
             Err(ArchiveError::Count { .. } | ArchiveError::Checksum(_)) | Ok(()) if refused > 0 => {
                 Ok(ExitCode::from(INCOMPLETE))
@@ -139,13 +141,13 @@ impl Import {
 
 impl Pages {
     fn new(client: Client) -> Pages {
-        let (page, numbers) = (String::new(), Vec::new());
+        let (page, numbers) = (Vec::new(), Vec::new());
         Pages { client, page, numbers, imported: 0, skipped: 0, refused: 0, has_sent: false }
     }
 
-    async fn add(&mut self, number: usize, line: &str) -> anyhow::Result<()> {
-        self.page.push_str(line.trim_end());
-        self.page.push('\n');
+    async fn add(&mut self, number: usize, line: &[u8]) -> anyhow::Result<()> {
+        self.page.extend_from_slice(line.trim_ascii_end());
+        self.page.push(b'\n');
         self.numbers.push(number);
         if self.numbers.len() == PAGE_LINES || self.page.len() >= PAGE_BYTES { self.send().await } else { Ok(()) }
     }

@@ -1,17 +1,22 @@
 //! `ceoagent move`: copies all that a store holds to another one; and what the offline forms of `export` and `import` share.
 
 use std::{
-    io::{Write, stderr, stdout},
+    io::{self, Write, stderr, stdout},
     process::ExitCode,
 };
 
-use super::terminal;
+use anyhow::Context;
+use secrecy::SecretString;
+
+use super::{
+    client::{Connection, INCOMPLETE},
+    terminal,
+};
 use crate::{
-    app::transfer::{self, Place, Transferred},
+    app::transfer::{self, Ahead, AheadReport, Place, Transferred},
     config::Settings,
     store::archive::{Count, Tally},
 };
-use anyhow::Context;
 
 /// Stands for the setting of this name.
 const FROM_SETTING: &str = "DATABASE_URL";
@@ -27,23 +32,33 @@ const SHOWN: usize = 8;
   ceoagent move --from data --to DATABASE_URL     from the data folder to PostgreSQL
   ceoagent move --from DATABASE_URL --to data     and back
   ceoagent move --from data --to postgres://ceoagent@db.example/ceoagent
+  ceoagent move --from http://127.0.0.1:8000 --to DATABASE_URL    ahead, while the service runs
 
 Stop the service first, and start it with the new place afterwards. The source stays as it is. The
 target must be empty. If the command is interrupted, repeat it: it continues. Nothing is called or
 sent. Running attempts get an unknown outcome at the next start, as after a crash.
 
+For a short time without service, copy ahead: with the URL of the running service, the command
+copies the jobs that have ended, as often as you like. Then stop the service and move as above:
+only what is missing or has changed is copied.
+
 The files admin-token and webhook-root are not moved: see docs/export.md.
 
-Exit codes: 0 both sides are equal; 1 error, or they differ.")]
+Exit codes: 0 both sides are equal, or copied ahead; 1 error, or they differ; 4 the service refused
+  the request.")]
 pub(super) struct Move {
-    /// The data folder of a stopped service, or a PostgreSQL database without an active node. DATABASE_URL stands for that
-    /// setting, so that no password shows in the process list
+    /// The data folder of a stopped service, a PostgreSQL database without an active node, or the URL of a running service.
+    /// DATABASE_URL stands for that setting, so that no password shows in the process list
     #[arg(long, value_name = "FOLDER|URL")]
     from: String,
 
-    /// Where all of it goes, as for --from. Must be empty, or have a part of the same move
+    /// Where all of it goes: a data folder or a database. Must be empty, or have a part of a move
     #[arg(long, value_name = "FOLDER|URL")]
     to: String,
+
+    /// Admin token of the running service. Default for one on this machine: ADMIN_TOKEN, or the one in DATA_DIR
+    #[arg(long, env = "CEOAGENT_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<SecretString>,
 
     #[command(flatten)]
     settings: Settings,
@@ -51,9 +66,30 @@ pub(super) struct Move {
 
 impl Move {
     pub(super) async fn run(&self) -> anyhow::Result<ExitCode> {
+        if ["http://", "https://"].iter().any(|scheme| self.from.starts_with(scheme)) {
+            return self.copy_ahead().await;
+        }
         let (from, to) = (place("--from", &self.from, &self.settings)?, place("--to", &self.to, &self.settings)?);
         let transferred = transfer::move_all(&from, &to, &mut progress()).await?;
         report(&format!("moved from {from} to"), &to, &transferred)
+    }
+
+    async fn copy_ahead(&self) -> anyhow::Result<ExitCode> {
+        let to = place("--to", &self.to, &self.settings)?;
+        let client = Connection::to(self.from.clone(), self.token.clone(), self.settings.clone()).client()?;
+        let mut lines = client.export().await.context("can't copy from the service")?;
+        let (mut ahead, mut progress) = (Ahead::begin(client.base(), &to).await?, progress());
+        while let Some(line) = lines.next().await.context("the connection to the service broke; repeat the command")? {
+            ahead.take(&line).await?;
+            progress(ahead.count());
+        }
+        let AheadReport { copied, known, left } = ahead.end().await?;
+        writeln!(
+            stdout(),
+            "copied ahead to {to}: {copied} jobs that have ended, {known} were there, {left} are left to the move.\n\
+             Next: stop the service, and run ceoagent move --from its data folder or database"
+        )?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -87,7 +123,7 @@ pub(super) fn summary(tally: &Tally) -> String {
 
 /// Prints what was transferred, by kind. Fails if both sides differ.
 pub(super) fn report(what: &str, to: &Place, transferred: &Transferred) -> anyhow::Result<ExitCode> {
-    let Transferred { source, target, was_done, is_partial } = transferred;
+    let Transferred { source, target, was_done, copied, removed, unreadable, is_partial } = transferred;
     let differing = source.differing(target);
     let mut table = terminal::listing(["KIND", "RECORDS", "CHECKSUM", "RECORDS THERE", "CHECKSUM THERE"]);
     let kinds: std::collections::BTreeSet<_> = source.0.keys().chain(target.0.keys()).collect();
@@ -113,9 +149,21 @@ pub(super) fn report(what: &str, to: &Place, transferred: &Transferred) -> anyho
     writeln!(out, "{what} {to}: both sides are equal")?;
     if *was_done {
         writeln!(out, "nothing was written: all of it was there")?;
+    } else {
+        writeln!(out, "{copied} jobs copied, {removed} removed that the source no longer has")?;
     }
     if *is_partial {
         writeln!(out, "the archive has no settings, API keys and sessions, because it comes from a running service")?;
     }
-    Ok(ExitCode::SUCCESS)
+    report_missing(*unreadable as u64)?;
+    Ok(if *unreadable == 0 { ExitCode::SUCCESS } else { ExitCode::from(INCOMPLETE) })
+}
+
+/// Names jobs that an archive does not have.
+pub(super) fn report_missing(jobs: u64) -> io::Result<()> {
+    if jobs == 0 {
+        Ok(())
+    } else {
+        writeln!(stderr(), "{jobs} jobs are missing: the service that exported them could not read them")
+    }
 }

@@ -94,7 +94,7 @@ fn describe(stats: &Value, colours: bool) -> String {
     }
     let seconds = stats["attempt_seconds"].as_f64().unwrap_or_default();
     // Until an attempt has succeeded, the service uses a default.
-    let guess = if count(&stats["since_start"], "succeeded") == 0 { " (default, not measured yet)" } else { "" };
+    let guess = if count(&stats["jobs"], "succeeded") == 0 { " (default, not measured yet)" } else { "" };
     let (workers, running) = (&stats["workers"], &stats["running_attempts"]);
     let (limits, usage) = (&stats["limits"], &stats["usage"]);
     let rate = limits["calls_per_second"].as_f64().unwrap_or_default();
@@ -165,7 +165,7 @@ mod tests {
     fn stats(succeeded: u64, budget: &Value) -> Value {
         json!({
             "attempt_seconds": 20.0, "workers": 8, "running_attempts": 0, "paused": null,
-            "since_start": {"succeeded": succeeded},
+            "jobs": {"succeeded": succeeded},
             "usage": {"budget": budget, "spent_today": {
                 "calls": 3, "input_tokens": 1000, "output_tokens": 200, "cache_creation_input_tokens": 30,
                 "cache_read_input_tokens": 4, "cost_usd": 0.0123, "unpriced_calls": 1,

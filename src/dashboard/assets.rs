@@ -3,11 +3,12 @@
 use std::sync::LazyLock;
 
 use axum::{
-    extract::Path,
+    extract::{Path, Query},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use serde::Deserialize;
 
 use crate::digest::sha256;
 
@@ -24,13 +25,37 @@ pub(super) static VERSION: LazyLock<String> = LazyLock::new(|| {
     BASE64_URL_SAFE_NO_PAD.encode(sha256(&contents)).chars().take(10).collect()
 });
 
-pub(super) async fn get(Path(name): Path<String>) -> Response {
+#[derive(Deserialize)]
+pub(super) struct Wanted {
+    #[serde(default)]
+    v: String,
+}
+
+pub(super) async fn get(Path(name): Path<String>, Query(Wanted { v }): Query<Wanted>) -> Response {
+    // During an upgrade a page of another node may ask for other contents. Those here must not stay under their address.
+    let cache = if v == *VERSION { "public, max-age=31536000, immutable" } else { "no-store" };
     match ASSETS.iter().find(|(known, _, _)| *known == name) {
         Some((_, kind, content)) => {
-            let headers =
-                [(header::CONTENT_TYPE, *kind), (header::CACHE_CONTROL, "public, max-age=31536000, immutable")];
-            (headers, *content).into_response()
+            ([(header::CONTENT_TYPE, *kind), (header::CACHE_CONTROL, cache)], *content).into_response()
         }
         None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_contents_that_a_page_means_stay_in_caches() {
+        let cache = async |v: &str| {
+            let answer = get(Path("app.css".to_owned()), Query(Wanted { v: v.to_owned() })).await;
+            answer.headers()[header::CACHE_CONTROL].clone()
+        };
+        assert!(cache(&VERSION).await.to_str().unwrap().ends_with("immutable"));
+        assert_eq!(
+            (cache("of-another-node").await, cache("").await),
+            ("no-store".parse().unwrap(), "no-store".parse().unwrap())
+        );
     }
 }

@@ -51,7 +51,7 @@ pub(super) struct Access {
 impl Access {
     pub(super) async fn holds(&mut self, auth: &Auth) -> bool {
         let revocations = auth.revocations();
-        if revocations == self.revocations {
+        if revocations == self.revocations && auth.hears() {
             return true;
         }
         self.revocations = revocations;
@@ -299,7 +299,30 @@ impl FromRequestParts<Arc<Api>> for Admin {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret;
+
     use super::*;
+    use crate::{
+        clock::{Clock, Timestamp},
+        registry::Registry,
+        store::memory::MemoryStore,
+    };
+
+    #[tokio::test]
+    async fn what_a_key_opened_ends_with_it_on_a_node_that_has_not_heard_of_that() {
+        let registry = Registry::new(Arc::<MemoryStore>::default());
+        let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
+        let node =
+            async || Auth::load("s3cret".into(), None, None, true, registry.clone(), clock.clone()).await.unwrap();
+        let (one, other) = (node().await, node().await);
+        let (_, key) = one.create("ci", Scope::Read, "ops").await.unwrap();
+        let header = HeaderValue::try_from(format!("Bearer {}", key.expose_secret())).unwrap();
+        let caller = other.identify(Some(header.as_bytes())).await.unwrap();
+        let mut access = Access { header: Some(header), caller, revocations: other.revocations() };
+        assert!(access.holds(&other).await);
+        one.revoke("ci").await.unwrap();
+        assert!(!access.holds(&other).await);
+    }
 
     #[test]
     fn only_trusted_proxies_say_where_a_request_comes_from() {

@@ -43,9 +43,9 @@ pub(super) struct Stats {
     workers: usize,
     /// Moving average of the duration of an attempt.
     attempt_seconds: f64,
-    /// Number of clients that wait for a job.
+    /// Number of clients of this node that wait for a job.
     waiters: usize,
-    /// Jobs since the process started.
+    /// Jobs of this node since its process started.
     since_start: SinceStart,
     limits: LimitsView,
     /// Each model, with the parameters that it refused.
@@ -56,7 +56,7 @@ pub(super) struct Stats {
     notes: Vec<Note>,
 }
 
-/// Jobs since the process started.
+/// Jobs of this node since its process started.
 #[derive(Serialize, ToSchema)]
 struct SinceStart {
     submitted: u64,

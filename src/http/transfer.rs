@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     audit::AuditAction,
+    clock::Timestamp,
     queue::QueueError,
     store::archive::{Line, Reader, Record, Scope, Writer},
 };
@@ -90,7 +91,8 @@ impl Export {
 /// Export an archive
 ///
 /// Streams jobs, the ledger, the history and the audit log as JSON lines: a header, the records, and an end line with the
-/// count of each kind. Without an end line the archive is cut off. API keys, sessions and settings are left out.
+/// count of each kind. Without an end line the archive is cut off. API keys, sessions and settings are left out. A job that
+/// can't be read is a line of the kind `unreadable_job` with its id and the reason.
 #[utoipa::path(
     get, path = "/api/v1/admin/export", operation_id = "export_jobs", tag = "admin",
     responses((status = 200, description = "The archive", body = String, content_type = "application/x-ndjson"))
@@ -100,7 +102,7 @@ pub(super) async fn export(_: Admin, State(api): State<Arc<Api>>, params: Params
     let now = api.queue.now();
     let export = Export {
         memory: api.memory.clone(),
-        reader: Reader::new(Arc::clone(&api.store), Scope::ForOperators, now),
+        reader: Reader::new(Arc::clone(&api.store), Scope::ForOperators, Timestamp::from_millis(0)),
         writer: Writer::new(Vec::new(), |line| Cow::Borrowed(line), now, true),
     };
     // Before the answer begins, so that a store that can't be read is a problem and not a cut archive.
@@ -133,8 +135,7 @@ pub(super) async fn export(_: Admin, State(api): State<Arc<Api>>, params: Params
 )]
 pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body) -> Result<Json<Imported>, Problem> {
     let body = body::read_whole(body, MAX_IMPORT_BYTES).await?;
-    let text = std::str::from_utf8(&body).map_err(|_| Problem::new(INVALID_BODY, "the body is not UTF-8 text"))?;
-    let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
+    let lines = body.split(|byte| *byte == b'\n').zip(1..).filter(|(line, _)| !line.trim_ascii().is_empty());
     if lines.clone().count() > MAX_IMPORT {
         let detail = format!("the body must have at most {MAX_IMPORT} lines; send the rest in another request");
         return Err(Problem::new(INVALID_BODY, detail));
@@ -144,9 +145,9 @@ pub(super) async fn import(admin: Admin, State(api): State<Arc<Api>>, body: Body
         match Line::read(text) {
             Ok(Line::Record(record)) => match *record {
                 Record::Job(job) => jobs.push(job),
-                Record::Key(key, job) => keys.push((key, job)),
+                Record::Key(key) => keys.push(key),
                 // The audit log and the costs of this service are its own.
-                Record::Setting(..) | Record::Audit(..) | Record::Day(_) => {}
+                Record::UnreadableJob(..) | Record::Setting(..) | Record::Audit(..) | Record::Day(_) => {}
             },
             Ok(Line::Header(_) | Line::End(_)) => {}
             Err(error) => refused.push(Refused { line, message: error.to_string() }),

@@ -14,10 +14,10 @@ use super::{
 use crate::{
     clock::Timestamp,
     history::History,
-    job::{IdempotencyKey, Job, JobId, JobRecord, StatusCounts, caller},
+    job::{Job, JobId, JobRecord, StatusCounts, caller},
     ledger::{Day, Sums},
     registry::Live,
-    store::Insertion,
+    store::{Insertion, OrphanedKey},
 };
 
 impl Operations {
@@ -55,11 +55,7 @@ impl Operations {
     ///
     /// # Errors
     /// [`QueueError::Refused`] with none taken over, [`QueueError::Closing`], [`QueueError::Unavailable`].
-    pub async fn import(
-        &self,
-        mut records: Vec<JobRecord>,
-        mut keys: Vec<(IdempotencyKey, JobId)>,
-    ) -> Result<usize, QueueError> {
+    pub async fn import(&self, mut records: Vec<JobRecord>, mut keys: Vec<OrphanedKey>) -> Result<usize, QueueError> {
         if self.0.closing.is_cancelled() {
             return Err(QueueError::Closing);
         }
@@ -72,7 +68,7 @@ impl Operations {
             }
             delivery.take_if(|delivery| delivery.next_at().is_some());
         }
-        keys.iter_mut().for_each(|(key, _)| key.expires_at = key.expires_at.min(last_end));
+        keys.iter_mut().for_each(|(key, ..)| key.expires_at = key.expires_at.min(last_end));
         let mut new: Vec<&Job> = Vec::new();
         for JobRecord { job, .. } in &records {
             new.extend(self.0.store.find(job.id).await?.is_none().then_some(job));
@@ -83,7 +79,7 @@ impl Operations {
         if !keys.is_empty() {
             self.0.store.add_keys(keys).await?;
         }
-        let insertions = store_admitted(arrivals, async move { store.import(records).await }).await?;
+        let insertions = store_admitted(arrivals, async move { store.import(records, None).await }).await?;
         self.0.due.notify_one();
         Ok(insertions.iter().filter(|insertion| **insertion == Insertion::Accepted).count())
     }

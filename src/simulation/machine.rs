@@ -222,7 +222,7 @@ struct Memo {
     clock: Clock,
 }
 
-const MEMO: &str = "dispatcher/state";
+const MEMO: &str = "node/dispatcher/state";
 
 impl Memo {
     async fn take_over(&self) -> Result<(), Unavailable> {

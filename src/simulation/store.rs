@@ -15,7 +15,10 @@ use crate::{
         Owner, delivery::Delivery,
     },
     ledger::{Day, DaySums, Sums},
-    store::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError, memory::MemoryStore},
+    store::{
+        ClaimedJob, Due, Feed, Insertion, JobHead, JobStore, Ledger, OrphanedKey, Outbox, Registry, StoreError,
+        memory::MemoryStore,
+    },
 };
 
 pub(super) struct NodeStore(pub(super) Arc<Connection>);
@@ -44,9 +47,9 @@ impl JobStore for NodeStore {
         self.0.write(async move { store.insert_all(jobs).await }).await
     }
 
-    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+    async fn import(&self, records: Vec<JobRecord>, places: Option<Vec<u64>>) -> Result<Vec<Insertion>, StoreError> {
         let store = self.database();
-        self.0.write(async move { store.import(records).await }).await
+        self.0.write(async move { store.import(records, places).await }).await
     }
 
     async fn claim(
@@ -113,15 +116,15 @@ impl JobStore for NodeStore {
         self.0.read(self.database().select(listing, now)).await
     }
 
-    async fn orphaned_keys(
-        &self,
-        after: Option<[u8; 16]>,
-        most: usize,
-    ) -> Result<Vec<(IdempotencyKey, JobId)>, StoreError> {
+    async fn heads(&self, after: u64, most: usize) -> Result<Vec<JobHead>, StoreError> {
+        self.0.read(self.database().heads(after, most)).await
+    }
+
+    async fn orphaned_keys(&self, after: Option<[u8; 16]>, most: usize) -> Result<Vec<OrphanedKey>, StoreError> {
         self.0.read(self.database().orphaned_keys(after, most)).await
     }
 
-    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<(), StoreError> {
+    async fn add_keys(&self, keys: Vec<OrphanedKey>) -> Result<(), StoreError> {
         let store = self.database();
         self.0.write(async move { store.add_keys(keys).await }).await
     }

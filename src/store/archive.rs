@@ -8,17 +8,20 @@
 //! - `record`: the records and their lines
 //! - `file`: whole archives: writing and checking them
 //! - `copy`: records of stores
+//! - `merge`: making a store equal to another one that it has a part of
 
 mod copy;
 mod file;
 mod format;
 mod job;
+mod merge;
 mod record;
 
 pub use self::{
-    copy::{Reader, Scope, job_count, mark, marked, restore, unmark},
+    copy::{Reader, Scope, mark, marked, restore, unmark},
     file::{Checker, Writer},
     format::{ArchiveError, Count, FORMAT, Header, Kind, Tally},
     job::Life,
+    merge::{Batch, Digest, MergeError, Merged, Place, Places, digest, first_difference, head_digest, merge, outline},
     record::{Line, Record},
 };

@@ -13,7 +13,10 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::traits::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, Store, StoreError, Totals};
+use super::traits::{
+    ClaimedJob, Due, Feed, Insertion, JobHead, JobStore, Ledger, OrphanedKey, Outbox, Registry, Store, StoreError,
+    Totals,
+};
 use crate::{
     clock::Timestamp,
     job::{
@@ -220,8 +223,8 @@ impl<S: Store> JobStore for FaultStore<S> {
         self.call(Call::InsertAll(jobs.len()), self.inner.insert_all(jobs)).await
     }
 
-    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
-        self.call(Call::Import(records.len()), self.inner.import(records)).await
+    async fn import(&self, records: Vec<JobRecord>, places: Option<Vec<u64>>) -> Result<Vec<Insertion>, StoreError> {
+        self.call(Call::Import(records.len()), self.inner.import(records, places)).await
     }
 
     async fn claim(
@@ -281,15 +284,15 @@ impl<S: Store> JobStore for FaultStore<S> {
         self.read(self.inner.is_key_known(key, now)).await
     }
 
-    async fn orphaned_keys(
-        &self,
-        after: Option<[u8; 16]>,
-        most: usize,
-    ) -> Result<Vec<(IdempotencyKey, JobId)>, StoreError> {
+    async fn heads(&self, after: u64, most: usize) -> Result<Vec<JobHead>, StoreError> {
+        self.read(self.inner.heads(after, most)).await
+    }
+
+    async fn orphaned_keys(&self, after: Option<[u8; 16]>, most: usize) -> Result<Vec<OrphanedKey>, StoreError> {
         self.read(self.inner.orphaned_keys(after, most)).await
     }
 
-    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<(), StoreError> {
+    async fn add_keys(&self, keys: Vec<OrphanedKey>) -> Result<(), StoreError> {
         self.call(Call::Put, self.inner.add_keys(keys)).await
     }
 

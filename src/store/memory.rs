@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::{
     change,
     traits::{
-        ClaimedJob, Due, EndedCounts, Feed, Insertion, JobStore, Ledger, MAX_AUDIT_BYTES, Outbox, Registry, StoreError,
-        Totals,
+        ClaimedJob, Due, EndedCounts, Feed, Insertion, JobHead, JobStore, Ledger, MAX_AUDIT_BYTES, OrphanedKey, Outbox,
+        Registry, StoreError, Totals,
     },
     watch::SettingsWatch,
 };
@@ -43,7 +43,7 @@ struct State {
     /// By the number of their submission.
     jobs: BTreeMap<u64, JobRecord>,
     next_number: u64,
-    keys: BTreeMap<[u8; 16], (IdempotencyKey, JobId)>,
+    keys: BTreeMap<[u8; 16], OrphanedKey>,
     settings: BTreeMap<String, String>,
     audit: BTreeMap<Uuid, String>,
     ledger: BTreeMap<Day, BTreeMap<String, Sums>>,
@@ -62,24 +62,25 @@ impl State {
     /// What a job's idempotency key stands for.
     fn known(&self, job: &Job) -> Result<Option<Insertion>, StoreError> {
         let Some(key) = job.idempotency.as_deref() else { return Ok(None) };
-        let known = self.keys.get(&key.key).filter(|(known, _)| known.expires_at > job.created_at);
-        known.map_or(Ok(None), |(known, id)| {
+        let known = self.keys.get(&key.key).filter(|(known, ..)| known.expires_at > job.created_at);
+        known.map_or(Ok(None), |(known, id, _)| {
             if known.body == key.body { Ok(Some(Insertion::Existing(*id))) } else { Err(StoreError::KeyReused) }
         })
     }
 
-    fn add(&mut self, record: JobRecord) {
+    fn add(&mut self, record: JobRecord, place: Option<u64>) {
         if let Some(key) = record.job.idempotency.as_deref() {
-            self.add_key(*key, record.job.id);
+            self.add_key((*key, record.job.id, record.job.caller));
         }
-        self.next_number += 1;
-        self.jobs.insert(self.next_number, record);
+        let number = place.unwrap_or(self.next_number + 1);
+        self.next_number = self.next_number.max(number);
+        self.jobs.insert(number, record);
     }
 
     /// A key that was used again after its time belongs to the later job.
-    fn add_key(&mut self, key: IdempotencyKey, job: JobId) {
-        if self.keys.get(&key.key).is_none_or(|(known, _)| known.expires_at <= key.expires_at) {
-            self.keys.insert(key.key, (key, job));
+    fn add_key(&mut self, key: OrphanedKey) {
+        if self.keys.get(&key.0.key).is_none_or(|(known, ..)| known.expires_at <= key.0.expires_at) {
+            self.keys.insert(key.0.key, key);
         }
     }
 
@@ -198,7 +199,7 @@ impl JobStore for MemoryStore {
             if let Some(existing) = state.known(&job)? {
                 return Ok((existing, Vec::new()));
             }
-            state.add(JobRecord::fresh(job.clone(), request));
+            state.add(JobRecord::fresh(job.clone(), request), None);
             Ok((Insertion::Accepted, vec![job]))
         })
         .await
@@ -213,21 +214,23 @@ impl JobStore for MemoryStore {
             }
             let accepted = vec![Insertion::Accepted; jobs.len()];
             let changed = jobs.iter().map(|record| record.job.clone()).collect();
-            jobs.into_iter().for_each(|record| state.add(change::with_delivery(record)));
+            jobs.into_iter().for_each(|record| state.add(change::with_delivery(record), None));
             Ok((accepted, changed))
         })
         .await
     }
 
-    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+    async fn import(&self, records: Vec<JobRecord>, places: Option<Vec<u64>>) -> Result<Vec<Insertion>, StoreError> {
         self.change(|state| {
             let (mut insertions, mut changed) = (Vec::new(), Vec::new());
+            let mut places = places.into_iter().flatten();
             for record in records {
+                let place = places.next();
                 let is_here = state.record(record.job.id).is_some();
                 insertions.push(if is_here { Insertion::Existing(record.job.id) } else { Insertion::Accepted });
                 if !is_here {
                     changed.push(record.job.clone());
-                    state.add(change::imported(record));
+                    state.add(change::imported(record), place);
                 }
             }
             Ok((insertions, changed))
@@ -324,6 +327,15 @@ impl JobStore for MemoryStore {
         Ok(JobSelection { ids: jobs.into_iter().map(|record| record.job.id).collect(), next })
     }
 
+    async fn heads(&self, after: u64, most: usize) -> Result<Vec<JobHead>, StoreError> {
+        let head = |(number, JobRecord { job, delivery, .. }): (&u64, &JobRecord)| JobHead {
+            number: *number,
+            id: job.id,
+            life: Ok((job.clone(), delivery.clone())),
+        };
+        Ok(self.open()?.jobs.range(after + 1..).take(most).map(head).collect())
+    }
+
     async fn find(&self, id: JobId) -> Result<Option<Job>, StoreError> {
         Ok(self.open()?.record(id).map(|record| record.job.clone()))
     }
@@ -336,22 +348,18 @@ impl JobStore for MemoryStore {
     }
 
     async fn is_key_known(&self, key: &IdempotencyKey, now: Timestamp) -> Result<bool, StoreError> {
-        Ok(self.open()?.keys.get(&key.key).is_some_and(|(known, _)| known.expires_at > now))
+        Ok(self.open()?.keys.get(&key.key).is_some_and(|(known, ..)| known.expires_at > now))
     }
 
-    async fn orphaned_keys(
-        &self,
-        after: Option<[u8; 16]>,
-        most: usize,
-    ) -> Result<Vec<(IdempotencyKey, JobId)>, StoreError> {
+    async fn orphaned_keys(&self, after: Option<[u8; 16]>, most: usize) -> Result<Vec<OrphanedKey>, StoreError> {
         let state = self.open()?;
         let keys = state.keys.iter().filter(|(name, _)| after.is_none_or(|after| **name > after)).map(|(_, key)| *key);
-        Ok(keys.filter(|(_, job)| state.record(*job).is_none()).take(most).collect())
+        Ok(keys.filter(|(_, job, _)| state.record(*job).is_none()).take(most).collect())
     }
 
-    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<(), StoreError> {
+    async fn add_keys(&self, keys: Vec<OrphanedKey>) -> Result<(), StoreError> {
         self.change(|state| {
-            keys.into_iter().for_each(|(key, job)| state.add_key(key, job));
+            keys.into_iter().for_each(|key| state.add_key(key));
             Ok(((), Vec::new()))
         })
         .await

@@ -1,6 +1,7 @@
 //! The store on PostgreSQL, for any number of nodes. The only importer of tokio-postgres.
 //!
-//! - `connection`: connections, what must hold of the server, the schema
+//! - `connection`: connections, and what must hold of the server; `error`: why it can't be used
+//! - `schema`: the tables and their versions
 //! - `seat`: which node is the dispatcher
 //! - `nodes`: which nodes there are; `roster`: what their beats say; `formats`: what they can read
 //! - `feed`: what other nodes changed
@@ -18,6 +19,7 @@
 mod batch;
 mod columns;
 mod connection;
+mod error;
 mod feed;
 mod formats;
 mod listing;
@@ -26,6 +28,7 @@ mod nodes;
 mod peers;
 mod readers;
 mod roster;
+mod schema;
 mod seat;
 mod session;
 mod shared;
@@ -33,9 +36,16 @@ mod state;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
-use std::{collections::HashSet, num::NonZeroU64, sync::Arc};
+use std::{
+    collections::HashSet,
+    num::NonZeroU64,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
@@ -43,7 +53,7 @@ use secrecy::SecretString;
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
     task::JoinHandle,
-    time::Instant,
+    time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
@@ -52,19 +62,22 @@ use self::{
     batch::{Batch, Needs},
     connection::Database,
     listing::{broken, decode, record, unavailable},
-    nodes::{Beats, KnownNodes, Phase},
+    nodes::{Beats, DRAIN_TIMEOUT, KnownNodes, Phase},
     readers::Readers,
+    schema::Schema,
     session::FORGOTTEN_KEYS,
     shared::{Reset, Shared, Standing},
     state::State,
     writer::{Answer, Command, Lanes, Writer},
 };
-pub use self::{connection::OpenError, formats::Formats, marks::CommonSettings, nodes::Member, seat::Seat};
+pub use self::{
+    error::OpenError, formats::Formats, marks::CommonSettings, nodes::Member, schema::Migration, seat::Seat,
+};
 use super::{
     change,
     new_job::NewJob,
     nodes::Nodes,
-    traits::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError},
+    traits::{ClaimedJob, Due, Feed, Insertion, JobHead, JobStore, Ledger, OrphanedKey, Outbox, Registry, StoreError},
     watch::SettingsWatch,
 };
 use crate::{
@@ -123,6 +136,8 @@ impl PostgresStore {
         let shared = Arc::new(Shared {
             database: Arc::clone(&database),
             readers: Readers::new(database),
+            formats: member.formats,
+            format: AtomicU8::new(member.formats.oldest),
             clock,
             metrics,
             state: RwLock::new(State::default()),
@@ -130,6 +145,7 @@ impl PostgresStore {
             settings_watch: SettingsWatch::default(),
             trouble: Mutex::default(),
             lost: CancellationToken::new(),
+            leaving: CancellationToken::new(),
             standing: watch::Sender::new(Standing::Unknown),
             newest: watch::Sender::new(0),
             unread: Mutex::default(),
@@ -138,7 +154,12 @@ impl PostgresStore {
         let nodes = Arc::new(KnownNodes::new(member));
         let beats = match member.name {
             Some(_) => Some(Beats::open(Arc::clone(&shared), Arc::clone(&nodes)).await?),
-            None => None,
+            None => {
+                let rows = shared.readers.read(include_str!("postgres/format.sql"), &[]).await?;
+                let found = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
+                shared.format.store(member.formats.check(found)?, Ordering::Relaxed);
+                None
+            }
         };
         let (changes, changes_lane) = mpsc::channel(PLACES);
         let (new, new_lane) = mpsc::channel(PLACES);
@@ -167,6 +188,14 @@ impl PostgresStore {
         })
     }
 
+    /// Makes the schema of a database, or upgrades it.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn migrate(url: &SecretString) -> Result<Migration, OpenError> {
+        Database::migrate(url, Schema::OF_THIS_PROGRAM).await
+    }
+
     /// The nodes of the database.
     pub fn nodes(&self) -> Arc<dyn Nodes> {
         Arc::clone(&self.nodes) as _
@@ -177,9 +206,20 @@ impl PostgresStore {
         self.nodes.phase.send_replace(Phase::Ready);
     }
 
-    /// Lets the other nodes give no more calls to this one. Those that run may end, until the store is closed.
+    /// Has the other nodes give no more calls to this one, and leaves the seat to one of them. What this node runs may end
+    /// until the store is closed. The dispatcher must have ended.
     pub async fn drain(&self) {
-        self.nodes.drain().await;
+        tokio::join!(self.nodes.drain(), self.leave_seat());
+    }
+
+    async fn leave_seat(&self) {
+        self.shared.leaving.cancel();
+        let mut standing = self.shared.standing.subscribe();
+        let left = standing.wait_for(|standing| *standing != Standing::Seated);
+        tokio::select! {
+            _ = timeout(DRAIN_TIMEOUT, left) => {}
+            () = self.shared.lost.cancelled() => {}
+        }
     }
 
     /// Sends a text of at most 8,000 bytes to all nodes, this one too. It is not stored and may be lost.
@@ -296,11 +336,11 @@ impl JobStore for PostgresStore {
         self.bring(Needs::of_new(&new), |batch| batch.insert_all(new)).await
     }
 
-    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
+    async fn import(&self, records: Vec<JobRecord>, places: Option<Vec<u64>>) -> Result<Vec<Insertion>, StoreError> {
         let ids = records.iter().map(|record| record.job.id).collect();
         let new = NewJob::from_records(records.into_iter().map(change::imported))?;
         let needs = Needs { jobs: ids, ..Needs::of_new(&new) };
-        self.bring(needs, |batch| Ok(batch.import(new))).await
+        self.bring(needs, |batch| Ok(batch.import(new, places))).await
     }
 
     async fn claim(
@@ -376,6 +416,13 @@ impl JobStore for PostgresStore {
         rows.first().map_or(Ok(None), record)
     }
 
+    async fn heads(&self, after: u64, most: usize) -> Result<Vec<JobHead>, StoreError> {
+        let (after, most) = (after.cast_signed(), i64::try_from(most).unwrap_or(i64::MAX));
+        self.lanes()?;
+        let rows = self.shared.readers.search(include_str!("postgres/heads.sql"), &[&after, &most]).await;
+        rows.map_err(unavailable)?.iter().map(|row| listing::head(row).map_err(broken)).collect()
+    }
+
     async fn find(&self, id: JobId) -> Result<Option<Job>, StoreError> {
         let rows = self.read(include_str!("postgres/find.sql"), &[&id]).await?;
         rows.first().map(|row| decode(id, row, 0)).transpose()
@@ -393,21 +440,17 @@ impl JobStore for PostgresStore {
         rows.first().map_or(Ok(false), |row| row.try_get(0).map_err(broken))
     }
 
-    async fn orphaned_keys(
-        &self,
-        after: Option<[u8; 16]>,
-        most: usize,
-    ) -> Result<Vec<(IdempotencyKey, JobId)>, StoreError> {
+    async fn orphaned_keys(&self, after: Option<[u8; 16]>, most: usize) -> Result<Vec<OrphanedKey>, StoreError> {
         let (after, most) = (after.map(Vec::from).unwrap_or_default(), i64::try_from(most).unwrap_or(i64::MAX));
         let rows = self.read(include_str!("postgres/orphaned_keys.sql"), &[&after, &most]).await?;
         rows.iter().map(|row| listing::key(row).map_err(broken)).collect()
     }
 
-    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<(), StoreError> {
-        let names = keys.iter().map(|(key, _)| key.key.to_vec()).collect();
+    async fn add_keys(&self, keys: Vec<OrphanedKey>) -> Result<(), StoreError> {
+        let names = keys.iter().map(|(key, ..)| key.key.to_vec()).collect();
         let needs = Needs { keys: names, count: keys.len(), ..Needs::default() };
         self.change(needs, move |batch| {
-            keys.iter().for_each(|(key, job)| batch.add_key(key, *job));
+            keys.iter().for_each(|(key, job, caller)| batch.add_key(key, *job, *caller));
             Ok(())
         })
         .await
@@ -445,6 +488,8 @@ impl JobStore for PostgresStore {
     }
 
     async fn close(&self) {
+        // While the writer can still be asked to compare the epoch no more.
+        self.leave_seat().await;
         self.lanes.lock().take();
         let tasks = self.tasks.lock().take();
         let Some(Tasks { writing, beating, .. }) = tasks else { return };

@@ -71,7 +71,7 @@ pub use self::{error::OpenError, shared::SledConfig};
 use super::{
     change,
     new_job::NewJob,
-    traits::{ClaimedJob, Due, Feed, Insertion, JobStore, Ledger, Outbox, Registry, StoreError},
+    traits::{ClaimedJob, Due, Feed, Insertion, JobHead, JobStore, Ledger, OrphanedKey, Outbox, Registry, StoreError},
 };
 use crate::{
     clock::{Clock, Timestamp},
@@ -164,9 +164,9 @@ impl JobStore for SledStore {
         self.write(size_of(&all), |batch| batch.insert_all(all)).await
     }
 
-    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>> {
+    async fn import(&self, records: Vec<JobRecord>, places: Option<Vec<u64>>) -> Result<Vec<Insertion>> {
         let all = NewJob::from_records(records.into_iter().map(change::imported))?;
-        self.write(size_of(&all), |batch| batch.import(all)).await
+        self.write(size_of(&all), |batch| batch.import(all, places)).await
     }
 
     async fn claim(&self, id: JobId, owner: Owner, lease_until: Timestamp, now: Timestamp) -> Result<ClaimedJob> {
@@ -232,6 +232,10 @@ impl JobStore for SledStore {
         self.read(move |shared, disk| shared.select(disk, &listing, now)).await
     }
 
+    async fn heads(&self, after: u64, most: usize) -> Result<Vec<JobHead>> {
+        self.read(move |shared, disk| Ok(shared.heads(disk, after, most))).await
+    }
+
     async fn find(&self, id: JobId) -> Result<Option<Job>> {
         let index = &self.shared.view.read().index;
         Ok(index.seq(id).and_then(|seq| index.get(seq).cloned()))
@@ -245,12 +249,12 @@ impl JobStore for SledStore {
         Ok(self.shared.view.read().keys.find(key, self.shared.key_time(now)).is_some())
     }
 
-    async fn orphaned_keys(&self, after: Option<[u8; 16]>, most: usize) -> Result<Vec<(IdempotencyKey, JobId)>> {
+    async fn orphaned_keys(&self, after: Option<[u8; 16]>, most: usize) -> Result<Vec<OrphanedKey>> {
         let View { index, keys, .. } = &*self.shared.view.read();
         Ok(keys.after(after, most, |job| index.seq(job).is_none()))
     }
 
-    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<()> {
+    async fn add_keys(&self, keys: Vec<OrphanedKey>) -> Result<()> {
         self.write(Size::change(keys.len(), 0), move |batch| batch.add_keys(keys)).await
     }
 

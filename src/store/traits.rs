@@ -54,14 +54,14 @@ pub trait JobStore: Send + Sync + 'static {
     async fn insert_all(&self, jobs: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError>;
 
     /// Adds jobs with their history and the state of their webhook as another store gave them, those whose id is not here
-    /// yet, in this order.
+    /// yet, in this order: after all others, or each with its number of `places`, which no job here has.
     ///
     /// *Returned*: all of them are durable. *Crashed before*: each of them is there entirely or not at all; the same call
     /// again adds what is missing.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    async fn import(&self, records: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError>;
+    async fn import(&self, records: Vec<JobRecord>, places: Option<Vec<u64>>) -> Result<Vec<Insertion>, StoreError>;
 
     /// Claims a queued job whose time has come for a new attempt of `owner`.
     ///
@@ -143,11 +143,7 @@ pub trait JobStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    async fn orphaned_keys(
-        &self,
-        after: Option<[u8; 16]>,
-        most: usize,
-    ) -> Result<Vec<(IdempotencyKey, JobId)>, StoreError>;
+    async fn orphaned_keys(&self, after: Option<[u8; 16]>, most: usize) -> Result<Vec<OrphanedKey>, StoreError>;
 
     /// Adds idempotency keys of jobs that are not here. A key that is in force for longer already stays.
     ///
@@ -155,7 +151,7 @@ pub trait JobStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    async fn add_keys(&self, keys: Vec<(IdempotencyKey, JobId)>) -> Result<(), StoreError>;
+    async fn add_keys(&self, keys: Vec<OrphanedKey>) -> Result<(), StoreError>;
 
     /// Removes those of these jobs that are finished. Tells how many; a few of very many may be left for another call.
     ///
@@ -170,6 +166,12 @@ pub trait JobStore: Send + Sync + 'static {
     /// # Errors
     /// As [`JobStore::get`].
     async fn list(&self, listing: Listing, now: Timestamp) -> Result<JobPage, StoreError>;
+
+    /// The jobs after number `after`, readable or not, in the order of submission: at most `most`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn heads(&self, after: u64, most: usize) -> Result<Vec<JobHead>, StoreError>;
 
     /// As [`JobStore::list`], but the ids alone.
     ///
@@ -358,6 +360,19 @@ pub enum Insertion {
     Accepted,
     /// Its idempotency key stands for this job, which may have been pruned since; or, of an import, it is here itself.
     Existing(JobId),
+}
+
+/// An idempotency key whose job is gone, and who used it.
+pub type OrphanedKey = (IdempotencyKey, JobId, Caller);
+
+/// A job without its request and history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobHead {
+    /// Jobs are submitted in the order of their numbers.
+    pub number: u64,
+    pub id: JobId,
+    /// With the state of its webhook; or why that can't be read.
+    pub life: Result<(Job, Option<Delivery>), String>,
 }
 
 /// A job that has just been claimed.

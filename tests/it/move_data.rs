@@ -38,10 +38,10 @@ async fn receiver() -> String {
 }
 
 /// What `ceoagent ARGS` said to `input`: exit code, standard output, standard error.
-fn run(setup: &Setup, args: &[&str], input: &str) -> (i32, String, String) {
+fn run(setup: &Setup, args: &[&str], input: impl AsRef<[u8]>) -> (i32, String, String) {
     let mut child = setup.command().args(args).stdin(Stdio::piped()).spawn().unwrap();
-    let (mut stdin, input) = (child.stdin.take().unwrap(), input.to_owned());
-    let writer = thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
+    let (mut stdin, input) = (child.stdin.take().unwrap(), input.as_ref().to_vec());
+    let writer = thread::spawn(move || drop(stdin.write_all(&input)));
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -207,10 +207,14 @@ async fn a_service_answers_the_same_on_postgresql_and_back_in_a_folder() {
     assert!(said.contains("is in use: nodes of a service are connected to it"), "{said}");
     let after = known(&node, "").await;
     node.terminate();
+    let of_nodes = "select count(*) from ceoagent.setting where encode(name, 'escape') like 'node/%'";
+    assert_ne!(postgres.sql("jobs", of_nodes), "0");
 
     // And back: the queue goes on in its order.
     let (code, out, said) = run(&database, &["move", "--from", "DATABASE_URL", "--to", "back"], "");
     assert_eq!(code, 0, "{out}{said}");
+    let stale = records(&database, "back").iter().any(|line| line.contains("\"node/"));
+    assert!(!stale, "prompts and what the dispatcher knows belong to the nodes");
     let back = database.without("DATABASE_URL").with("DATA_DIR", "back");
     let service = back.start();
     assert_eq!(known(&service, "").await, after);
@@ -222,6 +226,110 @@ async fn a_service_answers_the_same_on_postgresql_and_back_in_a_folder() {
         assert!(call.contains(query), "{query} is not in {call}");
     }
     assert_eq!(HOOKS.load(Ordering::SeqCst), 2, "what is due in an hour is not sent before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_copy_ahead_a_move_copies_only_what_has_changed_since() {
+    let (postgres, claude) = (Postgres::start(), simulator().await);
+    let url = postgres.create("jobs");
+    claude.script([vec![Fault::Normal; 8], vec![Fault::Refusal; 2]].concat());
+    let setup = Setup::new(&claude.base_url()).with("WORKERS", "1");
+    let service = setup.start();
+    let mut ended = Vec::new();
+    for n in 0..10 {
+        let id = ask(&service, &format!("key {n}"), &json!({ "query": format!("Plan {n}?") })).await.id();
+        service.ended(&id).await;
+        ended.push(id);
+    }
+    let later =
+        service.post("/api/v1/analyze", &json!({ "query": "Later?", "run_at": "2027-06-01T00:00:00Z" })).await.id();
+
+    // Ahead, from the running service, and no node starts with it.
+    let ahead = ["move", "--from", service.base(), "--to", &url];
+    let (code, out, said) = run(&setup, &ahead, "");
+    assert_eq!(code, 0, "{out}{said}");
+    assert!(out.contains("10 jobs that have ended, 0 were there, 1 are left to the move"), "{out}");
+    let database = Setup::new(&claude.base_url()).with("WORKERS", "1").with("DATABASE_URL", &url);
+    let database = database.with("WEBHOOK_SECRET", SECRET);
+    let (status, said) = database.run(&["serve"]);
+    assert_eq!(status.code(), Some(2), "{said}");
+    assert!(said.contains("has only a part of the service at http://127.0.0.1:"), "{said}");
+
+    // The service goes on: a retry that succeeds, a deletion, a new job. Then once more ahead.
+    let job = |id: &str, action: &str| format!("/api/v1/jobs/{id}{action}");
+    send(service.request(Method::POST, &job(&ended[8], "/retry"))).await;
+    service.ended(&ended[8]).await;
+    send(service.request(Method::DELETE, &job(&ended[3], ""))).await;
+    let new = service.submit("New?").await.id();
+    service.ended(&new).await;
+    let (code, out, said) = run(&setup, &ahead, "");
+    assert_eq!(code, 0, "{out}{said}");
+    assert!(out.contains("2 jobs that have ended, 8 were there, 1 are left to the move"), "{out}");
+
+    // A retry and a new job that still wait when it stops.
+    service.admin_post("/api/v1/admin/queue/pause", &json!({})).await;
+    send(service.request(Method::POST, &job(&ended[9], "/retry"))).await;
+    let waiting = ask(&service, "waiting", &json!({ "query": "Waiting?" })).await.id();
+    let (before, log) = (known(&service, "").await, audit(&service).await);
+    let deleted = json!({ "query": "Plan 3?" });
+    let gone = ask(&service, "key 3", &deleted).await;
+    let (status, said) = service.terminate();
+    assert!(status.success(), "{said}");
+    let (code, out, said) = run(&setup, &["move", "--from", "data", "--to", &url], "");
+    assert_eq!(code, 0, "{out}{said}");
+    assert!(out.contains("both sides are equal\n3 jobs copied, 1 removed that the source no longer has"), "{out}");
+    assert_eq!(records(&setup, &url), records(&setup, "data"), "in the same order too");
+
+    let node = database.start();
+    assert_eq!((known(&node, "").await, audit(&node).await), (before, log));
+    assert_eq!(node.get(&job(&later, "")).await.body["status"], "scheduled");
+    node.get(&job(&ended[3], "")).await.assert_problem(404, "job_not_found");
+    let again = ask(&node, "key 3", &deleted).await;
+    assert_eq!((again.status, &again.body["code"]), (gone.status, &gone.body["code"]), "the key of the deleted job");
+    for (key, query, id) in [("key 8", "Plan 8?", &ended[8]), ("waiting", "Waiting?", &waiting)] {
+        assert_eq!(&ask(&node, key, &json!({ "query": query })).await.id(), id);
+    }
+    node.admin_post("/api/v1/admin/queue/resume", &json!({})).await;
+    for id in [&ended[9], &waiting] {
+        assert_eq!(node.ended(id).await.body["status"], "succeeded");
+    }
+    assert_eq!(claude.counters().calls, 14, "nothing was asked twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_can_not_be_read_are_named_by_an_export_and_stop_a_move() {
+    let (postgres, claude) = (Postgres::start(), simulator().await);
+    let url = postgres.create("jobs");
+    let setup = Setup::new(&claude.base_url()).with("DATABASE_URL", &url).with("WEBHOOK_SECRET", SECRET);
+    let node = setup.start();
+    let mut ids = Vec::new();
+    for query in ["First?", "Second?", "Third?"] {
+        let id = node.submit(query).await.id();
+        node.ended(&id).await;
+        ids.push(id);
+    }
+    postgres.sql("jobs", "update ceoagent.request set body = 'x' where seq = 1");
+    postgres.sql("jobs", "delete from ceoagent.request where seq = 3");
+    let (code, archive, said) = run(&setup, &["export", "--url", node.base()], "");
+    assert_eq!(code, 3, "{said}");
+    for (id, why) in [(&ids[0], "expected value"), (&ids[2], "its request is missing")] {
+        let line = said.lines().find(|line| line.contains(id.as_str())).unwrap();
+        assert!(line.contains("can't be read") && line.contains(why), "{said}");
+        assert!(archive.contains(&format!("{{\"kind\":\"unreadable_job\",\"id\":\"{id}\"")), "{archive}");
+    }
+    assert!(said.contains("1 job, 2 unreadable_job"), "{said}");
+
+    let other = Setup::new(&claude.base_url());
+    let service = other.start();
+    for args in [&["import", "--url", service.base()][..], &["import", "--to", "restored"]] {
+        let (code, out, said) = run(&other, args, &archive);
+        assert!(code == 3 && said.contains("2 jobs are missing: the service that exported them"), "{out}{said}");
+    }
+    node.terminate();
+    for args in [&["move", "--from", &url, "--to", "back"][..], &["export", "--from", &url]] {
+        let (code, _, said) = run(&setup, args, "");
+        assert!(code == 1 && said.contains(&format!("job {} can't be read", ids[0])), "{said}");
+    }
 }
 
 /// A folder of a stopped service with so many queued jobs.
@@ -291,6 +399,19 @@ async fn a_service_does_not_start_with_a_part_of_the_jobs_and_places_that_can_no
     let again = run(&setup, &["import", "--to", "whole"], &archive);
     assert_eq!((again.0, again.1.contains("nothing was written")), (0, true), "{again:?}");
 
+    // A byte that is no text.
+    let mut bytes = archive.clone().into_bytes();
+    let at = archive.rfind("Plan").unwrap();
+    bytes[at] = 0xff;
+    let (code, _, said) = run(&setup, &["import", "--to", "bytes"], &bytes);
+    assert!(code == 1 && said.contains(&format!("line {}: not a record", lines.len() - 1)), "{said}");
+    let service = setup.start();
+    let client = Setup::new("http://127.0.0.1:9").with("CEOAGENT_URL", service.base()).with("ADMIN_TOKEN", ADMIN_TOKEN);
+    let (code, out, said) = run(&client, &["import"], &bytes);
+    assert!(code == 3 && out.contains("0 jobs imported, 299 skipped (they exist already), 1 refused"), "{out}{said}");
+    assert!(said.contains(&format!("line {}: not a record", lines.len() - 1)), "{said}");
+    service.terminate();
+
     // Damage is found at its line, and what came before it serves nobody.
     let last = lines.len() - 1;
     let (mut swapped, mut nonsense, mut changed) = (lines.clone(), lines.clone(), lines.clone());
@@ -305,13 +426,13 @@ async fn a_service_does_not_start_with_a_part_of_the_jobs_and_places_that_can_no
         ("nonsense", &nonsense[..], end - 3, "not a record of an archive"),
         ("changed", &changed[..], end, "the checksum of its records of the kind job"),
     ] {
-        let (code, _, said) = run(&setup, &["import", "--to", folder], &text(lines));
+        let (code, _, said) = run(&setup, &["import", "--to", folder], text(lines));
         assert_eq!(code, 1, "{folder}: {said}");
         let is_told = said.contains(&format!("line {line}: ")) && said.contains(words);
         assert!(is_told && said.contains("Nothing was imported"), "{folder}: {said}");
         assert!(!setup.folder().join(folder).exists());
     }
-    let (code, _, said) = run(&setup, &["import", "--to", "none"], &text(&lines[1..]));
+    let (code, _, said) = run(&setup, &["import", "--to", "none"], text(&lines[1..]));
     assert!(code == 1 && said.contains("line 1: not the header of an archive"), "{said}");
 
     let many = filled(1_200).await;
@@ -337,12 +458,19 @@ async fn a_service_does_not_start_with_a_part_of_the_jobs_and_places_that_can_no
             "can't use the database 127.0.0.1:9/jobs: ",
         ),
         (
+            &["move", "--from", "postgres://u:sec?ret@127.0.0.1:9/jobs", "--to", "x"],
+            "can't use the database of this URL: ",
+        ),
+        (
             &["move", "--from", "data", "--to", "posgres://u:secret@127.0.0.1:9/jobs"],
             "--to: not a folder, and not a URL",
         ),
     ] {
         let (code, _, said) = run(&many, args, "");
-        assert!(code == 1 && said.contains(words) && !said.contains("secret"), "{args:?}: {said}");
+        assert!(
+            code == 1 && said.contains(words) && !said.contains("secret") && !said.contains("ret@"),
+            "{args:?}: {said}"
+        );
         assert!(!many.folder().join("x").exists());
     }
     let (code, _, said) =

@@ -251,3 +251,21 @@ async fn changes_of_limits_on_two_nodes_at_once_both_hold() {
         assert!(caps.to_string().contains(&(10_000 + n).to_string()) && caps["requests_per_minute"] == n, "{stored}");
     }
 }
+
+#[test]
+fn the_schema_is_made_by_a_command_too_and_one_that_this_program_can_not_use_stops_the_start_in_words() {
+    let postgres = Postgres::start();
+    let setup = node("http://127.0.0.1:9", &postgres.create("jobs"));
+    for did in ["created the schema ceoagent, version 1\n", "nothing to do: the schema has version 1\n"] {
+        let (status, said) = setup.run(&["migrate"]);
+        assert!(status.success() && said == did, "{said}");
+    }
+    postgres.sql("jobs", "update ceoagent.schema_version set version = 3, usable_from = 2");
+    for command in ["migrate", "serve"] {
+        let (status, said) = setup.run(&[command]);
+        assert_eq!(status.code(), Some(2), "{said}");
+        assert!(said.contains("schema version 3, and this program knows versions up to 1"), "{said}");
+    }
+    let (status, said) = setup.without("DATABASE_URL").run(&["migrate"]);
+    assert!(!status.success() && said.contains("DATABASE_URL is not set"), "{said}");
+}

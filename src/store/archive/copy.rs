@@ -1,27 +1,31 @@
 //! The records of a store: reading all of them, and restoring them in another one.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use futures_util::future::try_join_all;
-use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::record::Record;
 use crate::{
     clock::Timestamp,
-    job::{Cursor, Job, JobRecord, Listing, Order},
+    job::{Job, JobId, JobRecord},
     ledger::{DaySums, OTHER_MODELS, Sums},
-    store::traits::{Feed, Store, StoreError, Totals},
+    store::traits::{Store, StoreError},
 };
 
-/// Jobs read at a time: each has all of Claude's answers.
+/// Most jobs read for one step, and the bytes of their texts after which it ends. So many are read at the same time.
 const JOBS: usize = 200;
+const JOB_BYTES: usize = 4 << 20;
+const READS: usize = 16;
 
 /// Idempotency keys or entries of the audit log read at a time.
 const SMALL_RECORDS: usize = 10_000;
 
 /// Settings, audit entries or sums written at a time.
 const WRITES: usize = 500;
+
+/// The names of settings that belong to the running nodes of a store, such as their prompts. They stay there.
+const OF_NODES: &str = "node/";
 
 /// The setting that says that the records of a store are a part of those of another one. Its value names that one.
 const MARK: &str = "unfinished-move";
@@ -39,8 +43,11 @@ pub enum Scope {
 pub struct Reader {
     store: Arc<dyn Store>,
     scope: Scope,
-    now: Timestamp,
+    /// Idempotency keys that expire before are left out.
+    keys_from: Timestamp,
     next: Option<Part>,
+    /// The next jobs.
+    ids: VecDeque<JobId>,
 }
 
 #[derive(Clone, Copy)]
@@ -49,12 +56,17 @@ enum Part {
     Days,
     Audit(Option<Uuid>),
     Keys(Option<[u8; 16]>),
-    Jobs(Option<Cursor>),
+    Jobs(u64),
 }
 
 impl Reader {
-    pub fn new(store: Arc<dyn Store>, scope: Scope, now: Timestamp) -> Reader {
-        Reader { store, scope, now, next: Some(Part::Settings) }
+    pub fn new(store: Arc<dyn Store>, scope: Scope, keys_from: Timestamp) -> Reader {
+        Reader { store, scope, keys_from, next: Some(Part::Settings), ids: VecDeque::new() }
+    }
+
+    /// Whether all but the jobs is read.
+    pub fn is_at_jobs(&self) -> bool {
+        matches!(self.next, None | Some(Part::Jobs(_)))
     }
 
     /// The next records, possibly none; `None` at the end.
@@ -66,7 +78,8 @@ impl Reader {
         let store = &self.store;
         let (mut records, next): (Vec<Record>, Option<Part>) = match part {
             Part::Settings => {
-                let settings = store.prefix("").await?.into_iter().filter(|(name, _)| name != MARK);
+                let settings = store.prefix("").await?.into_iter();
+                let settings = settings.filter(|(name, _)| name != MARK && !name.starts_with(OF_NODES));
                 let mut settings: Vec<Record> = settings.map(|(name, value)| Record::Setting(name, value)).collect();
                 settings.sort_by_key(Record::kind);
                 (settings, Some(Part::Days))
@@ -83,19 +96,49 @@ impl Reader {
             }
             Part::Keys(after) => {
                 let keys = store.orphaned_keys(after, SMALL_RECORDS).await?;
-                let next = keys.last().map(|(key, _)| Part::Keys(Some(key.key)));
-                (keys.into_iter().map(|(key, job)| Record::Key(key, job)).collect(), next.or(Some(Part::Jobs(None))))
+                let next = keys.last().map(|(key, ..)| Part::Keys(Some(key.key)));
+                let keys = keys.into_iter().filter(|(key, ..)| key.expires_at >= self.keys_from);
+                (keys.map(Record::Key).collect(), next.or(Some(Part::Jobs(0))))
             }
-            Part::Jobs(cursor) => {
-                let listing = Listing { order: Order::OldestFirst, cursor, limit: JOBS, ..Listing::default() };
-                let page = store.list(listing, self.now).await?;
-                let jobs = page.jobs.into_iter().map(|record| Record::Job(unowned(record)));
-                (jobs.collect(), page.next.map(|next| Part::Jobs(Some(next))))
+            Part::Jobs(after) => {
+                let mut last = Some(after);
+                if self.ids.is_empty() {
+                    let heads = store.heads(after, JOBS).await?;
+                    last = heads.last().map(|head| head.number);
+                    self.ids.extend(heads.into_iter().map(|head| head.id));
+                }
+                (read_jobs(&**store, &mut self.ids).await?, last.map(Part::Jobs))
             }
         };
         self.next = next;
         records.retain(|record| self.scope == Scope::Everything || record.kind().is_for_operators());
         Ok(Some(records))
+    }
+}
+
+/// Reads the next jobs of `ids`. Those that were deleted in the meantime are left out.
+pub(super) async fn read_jobs(store: &dyn Store, ids: &mut VecDeque<JobId>) -> Result<Vec<Record>, StoreError> {
+    let (mut records, mut bytes) = (Vec::new(), 0);
+    while bytes < JOB_BYTES && !ids.is_empty() {
+        let some = ids.drain(..ids.len().min(READS));
+        let read = try_join_all(some.map(|id| read_job(store, id))).await?;
+        for record in read.into_iter().flatten() {
+            bytes += if let Record::Job(job) = &record { job.text_bytes() } else { 0 };
+            records.push(record);
+        }
+    }
+    Ok(records)
+}
+
+async fn read_job(store: &dyn Store, id: JobId) -> Result<Option<Record>, StoreError> {
+    match store.get(id).await {
+        Ok(Some(record)) => Ok(Some(Record::Job(unowned(record)))),
+        Ok(None) => {
+            let lost = || Record::UnreadableJob(id, "its request is missing".to_owned());
+            Ok(store.find(id).await?.map(|_| lost()))
+        }
+        Err(StoreError::Corrupt { id, reason }) => Ok(Some(Record::UnreadableJob(id, reason))),
+        Err(error) => Err(error),
     }
 }
 
@@ -113,9 +156,10 @@ pub async fn restore(store: &dyn Store, records: Vec<Record>) -> Result<(), Stor
     for record in records {
         match record {
             Record::Job(job) => jobs.push(job),
-            Record::Key(key, job) => keys.push((key, job)),
+            Record::Key(key) => keys.push(key),
             Record::Day(day) => days.push(day),
             Record::Setting(..) | Record::Audit(..) => others.push(record),
+            Record::UnreadableJob(..) => {}
         }
     }
     for some in others.chunks(WRITES) {
@@ -123,7 +167,7 @@ pub async fn restore(store: &dyn Store, records: Vec<Record>) -> Result<(), Stor
             match record {
                 Record::Setting(name, value) => store.put(name.clone(), value.clone()).await,
                 Record::Audit(id, entry) => store.append_audit(*id, entry.clone(), Uuid::nil()).await,
-                Record::Job(_) | Record::Key(..) | Record::Day(_) => Ok(()),
+                Record::Job(_) | Record::UnreadableJob(..) | Record::Key(_) | Record::Day(_) => Ok(()),
             }
         }))
         .await?;
@@ -135,7 +179,7 @@ pub async fn restore(store: &dyn Store, records: Vec<Record>) -> Result<(), Stor
         store.add_keys(keys).await?;
     }
     if !jobs.is_empty() {
-        store.import(jobs).await?;
+        store.import(jobs, None).await?;
     }
     Ok(())
 }
@@ -158,29 +202,6 @@ async fn restore_days(store: &dyn Store, days: Vec<DaySums>) -> Result<(), Store
         try_join_all(some.iter().map(|(day, model, sums)| store.add(*day, model.clone(), *sums))).await?;
     }
     Ok(())
-}
-
-/// How many jobs a store has, readable or not. To be called before anything else subscribes to it.
-///
-/// # Errors
-/// [`StoreError::Unavailable`].
-pub async fn job_count(store: &dyn Store) -> Result<u64, StoreError> {
-    #[derive(Default)]
-    struct Counter(Mutex<u64>);
-
-    impl Feed for Counter {
-        fn reset(&self, pending: Vec<Arc<Job>>, totals: Totals) {
-            let ended = totals.ended.succeeded + totals.ended.failed + totals.ended.cancelled;
-            *self.0.lock() = (pending.len() + ended) as u64;
-        }
-
-        fn changed(&self, _: &[Arc<Job>], _: Totals) {}
-    }
-
-    let counter = Arc::<Counter>::default();
-    store.subscribe(Arc::clone(&counter) as Arc<dyn Feed>).await?;
-    let count = *counter.0.lock();
-    Ok(count)
 }
 
 /// Marks a store as holding a part of the records of `origin`, until [`unmark`].

@@ -42,7 +42,7 @@ impl<W: Write> Writer<W> {
     /// Those of `out`.
     pub fn line(&mut self, kind: Kind, line: &str) -> io::Result<()> {
         let line = (self.escape)(line);
-        self.tally.add(kind, &line);
+        self.tally.add(kind, line.as_bytes());
         self.write(&line)
     }
 
@@ -83,9 +83,9 @@ impl Checker {
     ///
     /// # Errors
     /// [`ArchiveError`]; after one of a record, the next line can be read.
-    pub fn take(&mut self, line: &str) -> Result<Option<Record>, ArchiveError> {
-        let line = line.trim_end_matches(['\n', '\r']);
-        if line.trim().is_empty() {
+    pub fn take(&mut self, line: &[u8]) -> Result<Option<Record>, ArchiveError> {
+        let line = line.trim_ascii_end();
+        if line.is_empty() {
             return Ok(None);
         }
         if self.end.is_some() {
@@ -147,7 +147,7 @@ mod tests {
         let mut checker = Checker::default();
         let mut records = 0;
         for line in lines {
-            records += usize::from(checker.take(line).map_err(|error| error.to_string())?.is_some());
+            records += usize::from(checker.take(line.as_bytes()).map_err(|error| error.to_string())?.is_some());
         }
         checker.finish().map_err(|error| error.to_string()).map(|()| records)
     }

@@ -26,6 +26,8 @@ pub enum Kind {
     /// A key whose job was deleted. Other keys are part of their job.
     IdempotencyKey,
     Job,
+    /// Stands for a job that the store of a running service can't read.
+    UnreadableJob,
     End,
 }
 
@@ -47,6 +49,7 @@ impl Kind {
             | Kind::AuditEntry
             | Kind::IdempotencyKey
             | Kind::Job
+            | Kind::UnreadableJob
             | Kind::End => true,
         }
     }
@@ -77,10 +80,10 @@ pub struct Count {
 pub struct Tally(pub BTreeMap<Kind, Count>);
 
 impl Tally {
-    pub fn add(&mut self, kind: Kind, line: &str) {
+    pub fn add(&mut self, kind: Kind, line: &[u8]) {
         let Count { count, sha256: sum } = self.0.entry(kind).or_default();
         *count += 1;
-        *sum = sha256(&[&*sum, line.as_bytes()]);
+        *sum = sha256(&[&*sum, line]);
     }
 
     pub fn count(&self, kind: Kind) -> u64 {

@@ -93,14 +93,19 @@ struct Bodies {
     webhook: Option<Delivery>,
 }
 
+/// The life of a job and the state of its webhook, for checksums.
+pub(super) fn head(job: Job, webhook: Option<&Delivery>) -> String {
+    serde_json::to_string(&(Life(job), webhook)).unwrap_or_default()
+}
+
 pub(super) fn write(record: &JobRecord) -> serde_json::Result<String> {
     let JobRecord { job, request, attempts, delivery } = record;
     serde_json::to_string(&Line { kind: Kind::Job, life: job, request, attempts, webhook: delivery.as_ref() })
 }
 
-pub(super) fn read(line: &str) -> Result<JobRecord, ArchiveError> {
-    let Life(mut job) = serde_json::from_str(line)?;
-    let Bodies { request, attempts, webhook } = serde_json::from_str(line)?;
+pub(super) fn read(line: &[u8]) -> Result<JobRecord, ArchiveError> {
+    let Life(mut job) = serde_json::from_slice(line)?;
+    let Bodies { request, attempts, webhook } = serde_json::from_slice(line)?;
     job.model = request.model.as_deref().map(ModelKey::of);
     check(&job, &request, &attempts).map_err(ArchiveError::Inconsistent)?;
     let delivery = webhook.filter(|_| request.callback_url.is_some());
@@ -139,16 +144,21 @@ fn check(job: &Job, request: &JobRequest, attempts: &[Arc<Attempt>]) -> Result<(
     Ok(())
 }
 
-mod as_text {
+pub(super) mod as_text {
     use std::num::NonZeroU64;
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-    pub(super) fn serialize<S: Serializer>(digest: &Option<NonZeroU64>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in crate::store::archive) fn serialize<S: Serializer>(
+        digest: &Option<NonZeroU64>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         digest.map(|digest| digest.to_string()).serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroU64>, D::Error> {
+    pub(in crate::store::archive) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<NonZeroU64>, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?;
         text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
     }
@@ -198,12 +208,12 @@ mod tests {
         for record in [record(&[]), record(&[claim()]), record(&[claim(), fail]), record(&[cancel]), succeeded()] {
             let line = write(&record).unwrap();
             assert!(!line.contains('\n'), "{line}");
-            let back = read(&line).unwrap();
+            let back = read(line.as_bytes()).unwrap();
             let unowned = Job { owner: None, ..record.job.clone() };
             assert_eq!((&back.job, &back.request, &back.delivery), (&unowned, &record.request, &record.delivery));
             assert_eq!(write(&back).unwrap(), line, "attempts too");
         }
-        let back = read(&write(&succeeded()).unwrap()).unwrap();
+        let back = read(write(&succeeded()).unwrap().as_bytes()).unwrap();
         assert_eq!(back.attempts[0].report.result.as_ref().unwrap().get(), r#"{"b":1,  "a":1.10}"#);
     }
 
@@ -213,9 +223,9 @@ mod tests {
         (record.job.caller, record.job.question) = (NonZeroU64::new(7), NonZeroU64::new(12_634_982_911_438_402_042));
         let line = write(&record).unwrap();
         assert!(line.contains(r#""question":"12634982911438402042""#) && line.contains(r#""caller":"7""#), "{line}");
-        assert_eq!(read(&line).unwrap().job, record.job, "{line}");
+        assert_eq!(read(line.as_bytes()).unwrap().job, record.job, "{line}");
         let line = write(&record).unwrap().replace("\"caller\":\"7\"", "\"caller\":\"seven\"");
-        assert!(matches!(read(&line), Err(ArchiveError::Unreadable(_))));
+        assert!(matches!(read(line.as_bytes()), Err(ArchiveError::Unreadable(_))));
     }
 
     #[test]
@@ -240,7 +250,7 @@ mod tests {
             ("{}".to_owned(), "missing field"),
         ];
         for (line, words) in cases {
-            let error = read(&line).unwrap_err().to_string();
+            let error = read(line.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(words), "{words}: {error}");
         }
     }

@@ -11,8 +11,9 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    job::{IdempotencyKey, JobId, JobRecord},
+    job::{IdempotencyKey, JobId, JobRecord, caller::Caller},
     ledger::{Day, DaySums, Sums},
+    store::traits::OrphanedKey,
 };
 
 /// Something that a store holds.
@@ -20,8 +21,10 @@ use crate::{
 pub enum Record {
     /// With its request, its attempts and the state of its webhook.
     Job(JobRecord),
+    /// A job that can't be read, and why.
+    UnreadableJob(JobId, String),
     /// An idempotency key whose job was deleted.
-    Key(IdempotencyKey, JobId),
+    Key(OrphanedKey),
     /// A runtime setting by its name: also API keys, sessions and the history.
     Setting(String, String),
     /// An entry of the audit log.
@@ -72,8 +75,16 @@ struct Audit {
 #[derive(Serialize, Deserialize)]
 struct Key {
     job: JobId,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "job::as_text")]
+    caller: Caller,
     #[serde(flatten)]
     key: IdempotencyKey,
+}
+
+#[derive(Serialize, Deserialize)]
+struct UnreadableJob {
+    id: JobId,
+    reason: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -92,7 +103,8 @@ impl Record {
     pub fn kind(&self) -> Kind {
         match self {
             Record::Job(_) => Kind::Job,
-            Record::Key(..) => Kind::IdempotencyKey,
+            Record::UnreadableJob(..) => Kind::UnreadableJob,
+            Record::Key(_) => Kind::IdempotencyKey,
             Record::Setting(name, _) => Kind::of_setting(name),
             Record::Audit(..) => Kind::AuditEntry,
             Record::Day(_) => Kind::LedgerDay,
@@ -104,7 +116,8 @@ impl Record {
         let kind = self.kind();
         match self {
             Record::Job(record) => job::write(record),
-            Record::Key(key, job) => tagged(kind, Key { job: *job, key: *key }),
+            Record::UnreadableJob(id, reason) => tagged(kind, UnreadableJob { id: *id, reason: reason.clone() }),
+            Record::Key((key, job, caller)) => tagged(kind, Key { job: *job, caller: *caller, key: *key }),
             Record::Setting(name, value) => tagged(kind, Setting { name: name.clone(), value: value.clone() }),
             Record::Audit(id, entry) => tagged(kind, Audit { id: *id, entry: entry.clone() }),
             Record::Day(DaySums { day, models }) => {
@@ -117,35 +130,39 @@ impl Record {
 impl Line {
     /// # Errors
     /// [`ArchiveError`].
-    pub fn read(text: &str) -> Result<Line, ArchiveError> {
-        let Tag { kind } = serde_json::from_str(text)?;
+    pub fn read(text: &[u8]) -> Result<Line, ArchiveError> {
+        let Tag { kind } = serde_json::from_slice(text)?;
         let record = match kind {
             Kind::Header => {
-                let Version { format } = serde_json::from_str(text)?;
+                let Version { format } = serde_json::from_slice(text)?;
                 if format > FORMAT {
                     return Err(ArchiveError::Newer(format));
                 }
-                return Ok(Line::Header(serde_json::from_str(text)?));
+                return Ok(Line::Header(serde_json::from_slice(text)?));
             }
             Kind::End => {
-                let End { records } = serde_json::from_str(text)?;
+                let End { records } = serde_json::from_slice(text)?;
                 return Ok(Line::End(records));
             }
             Kind::Job => Record::Job(job::read(text)?),
             Kind::IdempotencyKey => {
-                let Key { job, key } = serde_json::from_str(text)?;
-                Record::Key(key, job)
+                let Key { job, caller, key } = serde_json::from_slice(text)?;
+                Record::Key((key, job, caller))
+            }
+            Kind::UnreadableJob => {
+                let UnreadableJob { id, reason } = serde_json::from_slice(text)?;
+                Record::UnreadableJob(id, reason)
             }
             Kind::Setting | Kind::ApiKey | Kind::Session | Kind::History => {
-                let Setting { name, value } = serde_json::from_str(text)?;
+                let Setting { name, value } = serde_json::from_slice(text)?;
                 Record::Setting(name, value)
             }
             Kind::AuditEntry => {
-                let Audit { id, entry } = serde_json::from_str(text)?;
+                let Audit { id, entry } = serde_json::from_slice(text)?;
                 Record::Audit(id, entry)
             }
             Kind::LedgerDay => {
-                let LedgerDay { day, models } = serde_json::from_str(text)?;
+                let LedgerDay { day, models } = serde_json::from_slice(text)?;
                 Record::Day(DaySums { day: Day::of(day), models })
             }
         };
@@ -168,7 +185,7 @@ fn tagged(kind: Kind, rest: impl Serialize) -> serde_json::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::TokenUsage;
+    use crate::job::{TokenUsage, caller};
 
     fn records() -> Vec<Record> {
         let tokens = TokenUsage { input_tokens: u64::MAX, ..TokenUsage::default() };
@@ -178,7 +195,12 @@ mod tests {
             Record::Setting("key/alice".to_owned(), "{\"a\": 1}".to_owned()),
             Record::Audit(Uuid::from_u128(7), "two\nlines".to_owned()),
             Record::Day(DaySums { day: Day::from_number(20_784), models }),
-            Record::Key(IdempotencyKey { key: [1; 16], body: [2; 16], expires_at }, JobId::from_u128(3)),
+            Record::Key((
+                IdempotencyKey { key: [1; 16], body: [2; 16], expires_at },
+                JobId::from_u128(3),
+                caller::named("alice"),
+            )),
+            Record::UnreadableJob(JobId::from_u128(4), "its request is missing".to_owned()),
         ]
     }
 
@@ -187,11 +209,11 @@ mod tests {
         for record in records() {
             let line = record.line().unwrap();
             assert!(!line.contains('\n'), "{line}");
-            let Line::Record(back) = Line::read(&line).unwrap() else { panic!("{line}") };
+            let Line::Record(back) = Line::read(line.as_bytes()).unwrap() else { panic!("{line}") };
             assert_eq!((format!("{back:?}"), back.line().unwrap()), (format!("{record:?}"), line));
         }
         let kinds: Vec<String> = records().iter().map(|record| record.kind().to_string()).collect();
-        assert_eq!(kinds, ["api_key", "audit_entry", "ledger_day", "idempotency_key"]);
+        assert_eq!(kinds, ["api_key", "audit_entry", "ledger_day", "idempotency_key", "unreadable_job"]);
     }
 
     #[test]
@@ -202,7 +224,7 @@ mod tests {
             ("{\"kind\":\"header\",\"format\":3,\"new\":1}", "format 3 is newer than the format 2"),
             ("{\"kind\":\"setting\",\"name\":\"paused\"}", "missing field `value`"),
         ] {
-            let error = Line::read(line).unwrap_err().to_string();
+            let error = Line::read(line.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
     }

@@ -13,7 +13,7 @@ use crate::{
     clock::Timestamp,
     job::{
         Attempt, AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, MAX_ATTEMPTS,
-        delivery::Delivery,
+        caller::Caller, delivery::Delivery,
     },
     ledger::{Day, Sums},
     store::{
@@ -92,6 +92,8 @@ pub(super) struct Key {
     pub(super) body: Vec<u8>,
     pub(super) job: JobId,
     pub(super) expires_at: Timestamp,
+    /// Of a new one.
+    pub(super) caller: Caller,
     pub(super) is_new: bool,
 }
 
@@ -211,31 +213,33 @@ impl Batch {
             return known.into_iter().collect::<Option<_>>().ok_or(StoreError::KeyReused);
         }
         let accepted = vec![Insertion::Accepted; all.len()];
-        all.into_iter().for_each(|new| self.add(new));
+        all.into_iter().for_each(|new| self.add(new, None));
         Ok(accepted)
     }
 
     /// Adds those that are not here yet.
-    pub(super) fn import(&mut self, all: Vec<NewJob>) -> Vec<Insertion> {
+    pub(super) fn import(&mut self, all: Vec<NewJob>, places: Option<Vec<u64>>) -> Vec<Insertion> {
         let mut insertions = Vec::with_capacity(all.len());
+        let mut places = places.into_iter().flatten();
         for new in all {
+            let place = places.next().map(u64::cast_signed);
             let id = new.record.job.id;
             if self.entries.get(&id).is_some_and(|entry| entry.job.is_some()) {
                 insertions.push(Insertion::Existing(id));
                 continue;
             }
             insertions.push(Insertion::Accepted);
-            self.add(new);
+            self.add(new, place);
         }
         insertions
     }
 
-    fn add(&mut self, new: NewJob) {
+    fn add(&mut self, new: NewJob, place: Option<i64>) {
         let NewJob { record: JobRecord { job, delivery, .. }, request, attempts } = new;
-        let (id, seq) = (job.id, self.next_seq);
-        self.next_seq += 1;
+        let (id, seq) = (job.id, place.unwrap_or(self.next_seq));
+        self.next_seq = self.next_seq.max(seq + 1);
         if let Some(key) = job.idempotency.as_deref() {
-            self.add_key(key, id);
+            self.add_key(key, id, job.caller);
         }
         self.new_requests.push((seq, request));
         self.attempts.extend(attempts.into_iter().map(|(number, bytes)| ((seq, i64::from(number)), bytes)));
@@ -255,9 +259,9 @@ impl Batch {
     }
 
     /// A key that was used again after its time belongs to the later job.
-    pub(super) fn add_key(&mut self, key: &IdempotencyKey, job: JobId) {
+    pub(super) fn add_key(&mut self, key: &IdempotencyKey, job: JobId, caller: Caller) {
         if self.keys.get(&key.key[..]).is_none_or(|known| known.expires_at <= key.expires_at) {
-            let new = Key { body: key.body.to_vec(), job, expires_at: key.expires_at, is_new: true };
+            let new = Key { body: key.body.to_vec(), job, expires_at: key.expires_at, caller, is_new: true };
             self.keys.insert(key.key.to_vec(), new);
         }
     }

@@ -1,6 +1,7 @@
--- Writes this node's beat, and reads all nodes.
+-- Writes this node's beat, and reads all nodes and the format of the database.
 with own as (
     update node set beat_at = clock_timestamp(), is_ready = $3 where name = $1 and incarnation = $2 returning name
 )
-select name, incarnation, (extract(epoch from beat_at) * 1000000)::bigint, is_ready, version, own.name is not null
-from node left join own using (name)
+select name, incarnation, (extract(epoch from beat_at) * 1000000)::bigint, is_ready, version,
+       lower(formats), upper(formats) - 1, own.name is not null, number
+from format left join node on true left join own using (name)

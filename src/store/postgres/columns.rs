@@ -33,6 +33,7 @@ pub(super) struct Columns {
     pub(super) key_bodies: Vec<Vec<u8>>,
     pub(super) key_jobs: Vec<JobId>,
     pub(super) key_ends: Vec<i64>,
+    pub(super) key_callers: Vec<Option<i64>>,
 }
 
 /// The number of a state in the column `status`.
@@ -59,6 +60,7 @@ impl Columns {
             columns.key_bodies.push(key.body.clone());
             columns.key_jobs.push(key.job);
             columns.key_ends.push(key.expires_at.as_millis());
+            columns.key_callers.push(digest(key.caller));
         }
         for (id, entry) in batch.entries.iter().filter(|(_, entry)| entry.is_changed) {
             let Some(job) = &entry.job else {

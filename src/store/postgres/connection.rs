@@ -1,6 +1,6 @@
-//! Connections to the database, what must hold of it, and its schema.
+//! Connections to the database, and what must hold of it.
 
-use std::{error::Error as _, future::poll_fn, time::Duration};
+use std::{future::poll_fn, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
@@ -12,16 +12,14 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::marks::{CommonSettings, Marks};
-
-/// Versions of the schema that this program can use.
-const SCHEMA: i32 = 1;
+use super::{
+    error::{OpenError, describe},
+    marks::{CommonSettings, Marks},
+    schema::{Migration, Schema},
+};
 
 /// `server_version_num` of the oldest PostgreSQL whose tests this store has passed.
 const OLDEST_SERVER: i32 = 150_000;
-
-/// The advisory lock under which the schema is created.
-const SCHEMA_LOCK: i64 = i64::from_be_bytes(*b"ceoagen2");
 
 /// How often a start looks for a pooler.
 const POOLER_LOOKS: usize = 8;
@@ -39,84 +37,6 @@ const SESSION: &str = "set search_path to ceoagent; set statement_timeout to '10
                        set idle_in_transaction_session_timeout to '2s'; set client_min_messages to warning; \
                        set tcp_user_timeout to '5s'; set tcp_keepalives_idle to 5; set tcp_keepalives_interval to 2; \
                        set tcp_keepalives_count to 3";
-
-/// Why the database can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error(
-        "DATABASE_URL is not a URL of a PostgreSQL database: {0}. Example: postgres://ceoagent:PASSWORD@db.example/ceoagent"
-    )]
-    Url(String),
-    #[error("can't use the database of DATABASE_URL: {0}")]
-    Connect(String),
-    #[error("the database of DATABASE_URL is PostgreSQL {0}; the service needs 15 or newer")]
-    TooOld(String),
-    #[error("the database of DATABASE_URL is read-only, for example a replica. Use the primary server")]
-    ReadOnly,
-    #[error(
-        "PostgreSQL has {setting}={value}, so {consequence}. Set {setting}=on in postgresql.conf and restart the server"
-    )]
-    Unsafe { setting: &'static str, value: String, consequence: &'static str },
-    #[error(
-        "the database has schema version {found}, this program knows version {SCHEMA}: start the ceoagent that made it, or a newer one"
-    )]
-    Schema { found: i32 },
-    #[error(
-        "DATABASE_URL leads to a pooler that shares server connections between clients, such as PgBouncer with \
-         pool_mode=transaction. Connect to PostgreSQL itself, or use pool_mode=session"
-    )]
-    Pooled,
-    #[error(
-        "another process uses the database as the node {name}. This name is the host name and PORT: stop that process, or \
-         give this one another PORT, for example PORT=8081"
-    )]
-    NameTaken { name: String },
-    #[error("another node has taken the seat")]
-    SeatLost,
-    #[error("the changes of other nodes came faster than this one could read them")]
-    Behind,
-    #[error("a record in the database can't be read: {0}")]
-    Unreadable(String),
-}
-
-impl OpenError {
-    /// Whether a person must change a setting or the server; else another start may succeed.
-    pub fn is_of_settings(&self) -> bool {
-        match self {
-            OpenError::Url(_)
-            | OpenError::TooOld(_)
-            | OpenError::Unsafe { .. }
-            | OpenError::Schema { .. }
-            | OpenError::Pooled => true,
-            OpenError::Connect(_)
-            | OpenError::ReadOnly
-            | OpenError::NameTaken { .. }
-            | OpenError::SeatLost
-            | OpenError::Behind
-            | OpenError::Unreadable(_) => false,
-        }
-    }
-}
-
-impl From<tokio_postgres::Error> for OpenError {
-    fn from(error: tokio_postgres::Error) -> OpenError {
-        OpenError::Connect(describe(&error))
-    }
-}
-
-/// An error with its causes: the driver's own text leaves them out.
-pub(super) fn describe(error: &tokio_postgres::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
 
 /// The channel of hints. Statements name it too.
 pub(super) const HINT_CHANNEL: &str = "ceoagent_hint";
@@ -150,6 +70,23 @@ impl Database {
     /// # Errors
     /// [`OpenError`].
     pub(super) async fn open(url: &SecretString, common: &CommonSettings<'_>) -> Result<Database, OpenError> {
+        let (database, mut link) = Database::connected(url, common).await?;
+        in_time(Schema::OF_THIS_PROGRAM.prepare(&mut link.client)).await?;
+        Ok(database)
+    }
+
+    /// Creates the schema, or upgrades it.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub(super) async fn migrate(url: &SecretString, schema: Schema<'_>) -> Result<Migration, OpenError> {
+        let (_, mut link) = Database::connected(url, &[]).await?;
+        // Without a time limit on the whole: an upgrade may rewrite a large table.
+        link.client.batch_execute("set statement_timeout to 0").await?;
+        schema.migrate(&mut link.client).await
+    }
+
+    async fn connected(url: &SecretString, common: &CommonSettings<'_>) -> Result<(Database, Link), OpenError> {
         let mut config: Config =
             url.expose_secret().parse().map_err(|error: tokio_postgres::Error| OpenError::Url(describe(&error)))?;
         let (node, marks) = (Uuid::now_v7().simple().to_string(), Marks::new(common));
@@ -165,11 +102,10 @@ impl Database {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
         let database = Database { config, tls: tls(), node, marks, hints: broadcast::Sender::new(HINT_PLACES) };
-        let mut link = database.connect().await?;
+        let link = database.connect().await?;
         let other = database.connect().await?;
-        check_session(&link.client, &other.client).await?;
-        migrate(&mut link.client).await?;
-        Ok(database)
+        in_time(check_session(&link.client, &other.client)).await?;
+        Ok((database, link))
     }
 
     /// A checked connection.
@@ -205,8 +141,13 @@ impl Database {
 
 /// The answer of the server, if it comes in time.
 pub(super) async fn answer<T>(asking: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, OpenError> {
+    in_time(async { Ok(asking.await?) }).await
+}
+
+/// The same for several statements.
+pub(super) async fn in_time<T>(asking: impl Future<Output = Result<T, OpenError>>) -> Result<T, OpenError> {
     let no_answer = |_| Err(OpenError::Connect(format!("no answer in {} s", ANSWER_TIMEOUT.as_secs())));
-    timeout(ANSWER_TIMEOUT, asking).await.map_or_else(no_answer, |answer| Ok(answer?))
+    timeout(ANSWER_TIMEOUT, asking).await.unwrap_or_else(no_answer)
 }
 
 /// TLS as `sslmode` in the URL asks for it. Certificates are always checked, against the system's or those of SSL_CERT_FILE.
@@ -261,19 +202,4 @@ async fn check_session(client: &Client, other: &Client) -> Result<(), OpenError>
         }
     }
     Ok(())
-}
-
-/// Creates the schema, or checks its version.
-async fn migrate(client: &mut Client) -> Result<(), OpenError> {
-    let transaction = client.transaction().await?;
-    transaction.execute("select pg_advisory_xact_lock($1)", &[&SCHEMA_LOCK]).await?;
-    let exists = transaction.query_one("select to_regclass('ceoagent.schema_version') is not null", &[]).await?;
-    if !exists.try_get(0)? {
-        transaction.batch_execute(include_str!("schema.sql")).await?;
-    }
-    let found = transaction.query_one("select version from ceoagent.schema_version", &[]).await?.try_get(0)?;
-    if found != SCHEMA {
-        return Err(OpenError::Schema { found });
-    }
-    Ok(transaction.commit().await?)
 }

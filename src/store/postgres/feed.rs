@@ -10,7 +10,8 @@ use tokio_postgres::Row;
 use super::{
     batch::Batch,
     columns::LedgerRows,
-    connection::OpenError,
+    error::OpenError,
+    formats::Formats,
     state::{Counts, State},
 };
 use crate::{job::Job, ledger::Day, store::record};
@@ -23,14 +24,11 @@ pub(super) fn is_full(rows: &[Row]) -> bool {
     i64::try_from(rows.len()).is_ok_and(|rows| rows == MAX_ROWS)
 }
 
-/// The format of a row.
-const VERSION: u8 = 0;
-
 /// What a transaction changed, and the sums after it.
 #[derive(Serialize, Deserialize)]
 struct Body {
     /// The first byte.
-    version: u8,
+    format: u8,
     /// Records of the changed jobs, in order.
     jobs: Vec<Vec<u8>>,
     counts: Counts,
@@ -41,13 +39,13 @@ struct Body {
 }
 
 /// The row for a batch, with the state after it.
-pub(super) fn encode(batch: &Batch, state: &State, ledger: &LedgerRows) -> Result<Vec<u8>, String> {
+pub(super) fn encode(format: u8, batch: &Batch, state: &State, ledger: &LedgerRows) -> Result<Vec<u8>, String> {
     let jobs = batch.changes.iter().map(|job| record::encode(job)).collect::<Result<_, _>>()?;
     let rows = ledger.days.iter().zip(&ledger.models).zip(&ledger.sums);
     let ledger =
         rows.map(|((day, model), sums)| (u32::try_from(*day).unwrap_or(u32::MAX), model.clone(), sums.clone()));
     let settings = batch.settings.keys().cloned().collect();
-    let body = Body { version: VERSION, jobs, counts: state.counts, ledger: ledger.collect(), settings };
+    let body = Body { format, jobs, counts: state.counts, ledger: ledger.collect(), settings };
     postcard::to_stdvec(&body).map_err(|error| error.to_string())
 }
 
@@ -62,7 +60,7 @@ pub(super) struct News {
 ///
 /// # Errors
 /// [`OpenError::Behind`] if some rows before them are missing.
-pub(super) fn apply(rows: &[Row], state: &mut State) -> Result<News, OpenError> {
+pub(super) fn apply(rows: &[Row], formats: Formats, state: &mut State) -> Result<News, OpenError> {
     let unreadable = |error: postcard::Error| OpenError::Unreadable(error.to_string());
     let mut news = News::default();
     for row in rows {
@@ -71,7 +69,7 @@ pub(super) fn apply(rows: &[Row], state: &mut State) -> Result<News, OpenError> 
             return Err(OpenError::Behind);
         }
         let bytes: &[u8] = row.try_get(1)?;
-        if bytes.first().is_some_and(|version| *version > VERSION) {
+        if bytes.first().is_some_and(|format| *format > formats.newest) {
             let newer = "a newer ceoagent wrote it: start the newer one on this node too";
             return Err(OpenError::Unreadable(newer.to_owned()));
         }

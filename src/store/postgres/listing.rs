@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    num::NonZeroU64,
     time::{Duration, Instant},
 };
 
@@ -11,7 +12,7 @@ use tracing::error;
 
 use super::{
     columns::{digest, status},
-    connection::OpenError,
+    error::OpenError,
     shared::Shared,
 };
 use crate::{
@@ -20,7 +21,10 @@ use crate::{
         Attempt, IdempotencyKey, Job, JobFilter, JobId, JobPage, JobRecord, JobRequest, JobSelection, JobState,
         JobStatus, Listing, Side, UnfinishedSearch, delivery::Delivery,
     },
-    store::{record, traits::StoreError},
+    store::{
+        record,
+        traits::{JobHead, OrphanedKey, StoreError},
+    },
 };
 
 /// Longest search for one page.
@@ -245,14 +249,24 @@ pub(super) fn record(row: &Row) -> Result<Option<JobRecord>, StoreError> {
     Ok(Some(JobRecord { job: decode(id, row, 1)?, request, attempts, delivery }))
 }
 
-/// An idempotency key and its job, in the first four columns.
-pub(super) fn key(row: &Row) -> Result<(IdempotencyKey, JobId), tokio_postgres::Error> {
+/// A row of `orphaned_keys.sql`.
+pub(super) fn key(row: &Row) -> Result<OrphanedKey, tokio_postgres::Error> {
     // Of another length only if somebody else wrote it. Then it stands for no request.
     let bytes = |column| {
         Ok::<_, tokio_postgres::Error>(<[u8; 16]>::try_from(row.try_get::<_, &[u8]>(column)?).unwrap_or_default())
     };
     let expires_at = Timestamp::from_millis(row.try_get(3)?);
-    Ok((IdempotencyKey { key: bytes(0)?, body: bytes(1)?, expires_at }, row.try_get(2)?))
+    let caller = row.try_get::<_, Option<i64>>(4)?.and_then(|caller| NonZeroU64::new(caller.cast_unsigned()));
+    Ok((IdempotencyKey { key: bytes(0)?, body: bytes(1)?, expires_at }, row.try_get(2)?, caller))
+}
+
+/// A row of `heads.sql`.
+pub(super) fn head(row: &Row) -> Result<JobHead, tokio_postgres::Error> {
+    let (number, delivery) = (row.try_get::<_, i64>(0)?, row.try_get::<_, Option<&[u8]>>(3)?);
+    let delivery = delivery.map(serde_json::from_slice).transpose().map_err(|error| error.to_string());
+    let job = record::decode(row.try_get(2)?);
+    let life = job.and_then(|job| Ok((job, delivery?)));
+    Ok(JobHead { number: number.cast_unsigned(), id: row.try_get(1)?, life })
 }
 
 /// The job in a column.

@@ -7,7 +7,10 @@
 //! - A node whose row is gone, or whose beats were not answered for a lease less [`MARGIN`], *lapses*: it takes a new
 //!   incarnation, so that it gives up its calls, and registers again.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -18,8 +21,9 @@ use tokio_postgres::{Statement, types::ToSql};
 use tracing::{error, info, warn};
 
 use super::{
-    connection::{Link, OpenError, answer},
-    formats::Formats,
+    connection::{Link, answer, in_time},
+    error::OpenError,
+    formats::{FORMAT_LOCK, Formats},
     marks::CommonSettings,
     roster::{Roster, Row},
     seat::{BEAT_PAUSE, SILENCE, connect},
@@ -44,7 +48,7 @@ const NAME_PAUSE: Duration = Duration::from_millis(200);
 const LIVE_BEATS: u32 = 2;
 
 /// How long a node that stops waits until the database knows that.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a process is to the database.
 #[derive(Clone, Copy)]
@@ -73,7 +77,6 @@ pub(super) enum Phase {
 /// This node, and the others.
 pub(super) struct KnownNodes {
     name: String,
-    formats: Formats,
     lease: Duration,
     own: watch::Sender<Owner>,
     incarnation: Mutex<Incarnation>,
@@ -100,7 +103,6 @@ impl KnownNodes {
             roster: Mutex::default(),
             phase: watch::Sender::new(Phase::Starting),
             written: watch::Sender::new(Phase::Starting),
-            formats: member.formats,
             lease: member.lease,
             name,
         }
@@ -135,7 +137,9 @@ impl KnownNodes {
         self.phase.send_replace(Phase::Leaving);
         let mut written = self.written.subscribe();
         let is_known = written.wait_for(|phase| *phase == Phase::Leaving);
-        let _ = timeout(DRAIN_TIMEOUT, is_known).await;
+        if timeout(DRAIN_TIMEOUT, is_known).await.is_err() {
+            warn!("other nodes may not know yet that this one stops: the database does not answer");
+        }
     }
 
     /// Takes the answer to a beat of an incarnation. False if the database has no such row.
@@ -240,7 +244,7 @@ impl Beats {
                     has_failed = false;
                 }
                 Ok(()) => {}
-                Err(error @ OpenError::NameTaken { .. }) => {
+                Err(error @ (OpenError::NameTaken { .. } | OpenError::Format { .. })) => {
                     error!("{error}");
                     return self.shared.lost.cancel();
                 }
@@ -280,12 +284,17 @@ impl Beats {
             connection.register(shared, nodes, number, phase).await?;
         }
         let sent_at = Instant::now();
-        let rows = connection.beat(&nodes.name, number, phase).await?;
+        let (rows, format) = connection.beat(&nodes.name, number, phase).await?;
         if !nodes.answered(number, rows, sent_at, phase) && nodes.incarnation.lock().number == number {
             nodes.lapse("another node has taken it for lost");
         }
+        shared.format.store(shared.formats.check(format)?, Ordering::Relaxed);
         if *shared.standing.borrow() == Standing::Seated {
             connection.remove_lost(nodes).await?;
+            let common = nodes.roster.lock().common_format();
+            if let Some(common) = common.filter(|common| i32::from(*common) > format) {
+                connection.raise_format(common).await?;
+            }
         }
         Ok(())
     }
@@ -338,34 +347,60 @@ impl Connection {
                 incarnation.beat_at = Some(incarnation.beat_at.unwrap_or_else(Instant::now));
             }
         }
-        let (number, is_ready) = (i64::from(number), phase == Phase::Ready);
-        let Formats { oldest, newest } = nodes.formats;
+        let (client, number, is_ready) = (&self.link.client, i64::from(number), phase == Phase::Ready);
+        let (oldest, newest) = (i32::from(shared.formats.oldest), i32::from(shared.formats.newest));
         let (process, version) = (&shared.database.node, env!("CARGO_PKG_VERSION"));
-        let sql = include_str!("register_node.sql");
-        let registered = answer(
-            self.link
-                .client
-                .execute(sql, &[&nodes.name, process, &number, &version, &oldest, &newest, &is_ready, &self.has_name]),
-        )
-        .await?;
-        if registered == 0 { Err(OpenError::NameTaken { name: nodes.name.clone() }) } else { Ok(()) }
+        in_time(async {
+            client.batch_execute("begin").await?;
+            client.execute(include_str!("lock.sql"), &[&FORMAT_LOCK]).await?;
+            let found = client.query_one(include_str!("format.sql"), &[]).await?.try_get(0)?;
+            shared.format.store(shared.formats.check(found)?, Ordering::Relaxed);
+            let values: [&(dyn ToSql + Sync); 8] =
+                [&nodes.name, process, &number, &version, &oldest, &newest, &is_ready, &self.has_name];
+            let registered = client.execute(include_str!("register_node.sql"), &values).await?;
+            client.batch_execute("commit").await?;
+            if registered == 0 { Err(OpenError::NameTaken { name: nodes.name.clone() }) } else { Ok(()) }
+        })
+        .await
     }
 
-    /// Writes a beat. Returns the rows of all nodes, and which of them has it.
-    async fn beat(&self, name: &str, number: u32, phase: Phase) -> Result<Vec<(Row, bool)>, OpenError> {
+    /// Writes a beat. Returns the rows of all nodes and which of them has it, and the format of the database.
+    async fn beat(&self, name: &str, number: u32, phase: Phase) -> Result<(Vec<(Row, bool)>, i32), OpenError> {
         let (number, is_ready) = (i64::from(number), phase == Phase::Ready);
         let rows = answer(self.link.client.query(&self.beat, &[&name, &number, &is_ready])).await?;
-        let rows = rows.iter().map(|row| {
+        let format = rows.first().map_or(Ok(0), |row| row.try_get(8))?;
+        let are_nodes = rows.iter().filter(|row| !matches!(row.try_get::<_, Option<&str>>(0), Ok(None)));
+        let bound = |row: &tokio_postgres::Row, column| {
+            Ok::<_, OpenError>(u8::try_from(row.try_get::<_, i32>(column)?).unwrap_or(u8::MAX))
+        };
+        let nodes = are_nodes.map(|row| {
             let read = Row {
                 name: row.try_get(0)?,
                 incarnation: u32::try_from(row.try_get::<_, i64>(1)?).unwrap_or(u32::MAX),
                 beat: row.try_get(2)?,
                 is_ready: row.try_get(3)?,
                 version: row.try_get(4)?,
+                formats: Formats { oldest: bound(row, 5)?, newest: bound(row, 6)? },
             };
-            Ok((read, row.try_get(5)?))
+            Ok((read, row.try_get(7)?))
         });
-        rows.collect()
+        Ok((nodes.collect::<Result<_, OpenError>>()?, format))
+    }
+
+    /// Raises the format of the database, if all nodes can read it.
+    async fn raise_format(&self, format: u8) -> Result<(), OpenError> {
+        let client = &self.link.client;
+        let raised = in_time(async {
+            client.batch_execute("begin").await?;
+            client.execute(include_str!("lock.sql"), &[&FORMAT_LOCK]).await?;
+            let raised = client.execute(include_str!("raise_format.sql"), &[&i32::from(format)]).await?;
+            client.batch_execute("commit").await?;
+            Ok(raised)
+        });
+        if raised.await? > 0 {
+            info!(format, "all nodes can read a newer format: they write it from now on");
+        }
+        Ok(())
     }
 
     async fn remove_lost(&self, nodes: &KnownNodes) -> Result<(), OpenError> {

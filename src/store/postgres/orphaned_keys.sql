@@ -1,3 +1,3 @@
-select key, body, job, expires_at from idempotency i
+select key, body, job, expires_at, caller from idempotency i
 where key > $1 and not exists (select from job where id = i.job)
 order by key limit $2

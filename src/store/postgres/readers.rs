@@ -12,7 +12,10 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 use tokio_postgres::{Row, Statement, types::ToSql};
 
-use super::connection::{ANSWER_TIMEOUT, Database, Link, OpenError};
+use super::{
+    connection::{ANSWER_TIMEOUT, Database, Link},
+    error::OpenError,
+};
 
 /// Connections for reads of single jobs.
 const READERS: usize = 3;

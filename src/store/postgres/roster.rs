@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::formats::Formats;
 use crate::job::Owner;
 
 /// A node without a new beat for so long gets no calls.
@@ -25,6 +26,7 @@ pub(super) struct Row {
     pub(super) beat: i64,
     pub(super) is_ready: bool,
     pub(super) version: String,
+    pub(super) formats: Formats,
 }
 
 impl Row {
@@ -118,6 +120,11 @@ impl Roster {
         self.last.is_none_or(|last| last.sent_at <= first_asked)
     }
 
+    /// The newest format that all nodes can read.
+    pub(super) fn common_format(&self) -> Option<u8> {
+        Formats::common(self.nodes.iter().map(|known| known.row.formats))
+    }
+
     /// Nodes without a beat for a lease in which the database answered. Asked right after an update.
     pub(super) fn lost(&self, lease: Duration, now: Instant) -> Vec<Row> {
         let lost = self.nodes.iter().filter(|known| now - known.lease_since >= lease);
@@ -132,7 +139,8 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(30);
 
     fn node(name: &str, incarnation: u32, beat: i64) -> Row {
-        Row { name: name.to_owned(), incarnation, beat, is_ready: true, version: "1.0.0".to_owned() }
+        let formats = Formats::OF_THIS_PROGRAM;
+        Row { name: name.to_owned(), incarnation, beat, is_ready: true, version: "1.0.0".to_owned(), formats }
     }
 
     /// A roster, and a clock in seconds.

@@ -2,8 +2,13 @@
 create schema if not exists ceoagent;
 set local search_path to ceoagent;
 
-create table schema_version (version integer not null);
-insert into schema_version values (1);
+-- A program can use this schema if it knows version `usable_from` or a newer one.
+create table schema_version (version integer not null, usable_from integer not null);
+insert into schema_version values (1, 1);
+
+-- What nodes write in. One row.
+create table format (id boolean primary key default true check (id), number integer not null);
+insert into format (number) values (1);
 
 -- Which node makes the calls. One row: each write transaction of its holder locks the key, the epoch, and compares it. A
 -- beat changes no key, so it need not wait for a commit.
@@ -70,7 +75,8 @@ create table idempotency (
     key bytea primary key,
     body bytea not null,
     job uuid not null,
-    expires_at bigint not null
+    expires_at bigint not null,
+    caller bigint
 );
 create index idempotency_expires on idempotency (expires_at);
 

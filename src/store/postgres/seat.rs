@@ -1,11 +1,16 @@
-//! The seat: the right to make calls to Claude, and all else that one node does for all. One node of a database has it.
+//! The seat: the right to decide which calls to Claude are made, and all else that one node does for all. One node of a
+//! database has it, the dispatcher.
 //!
 //! A node gets the seat with a session's advisory lock, which is free as soon as the holder's process dies, and then raises
 //! the epoch in the table `seat`. Every write transaction of the holder locks that row and compares the epoch, so a former
 //! holder can write nothing, whenever it wakes up. The holder writes a beat each second. The other nodes ask for the lock
-//! every [`TRY_PAUSE`]; they end the connections of a holder without a new beat for [`SILENCE`], because it is paused or cut
+//! every [`TRY_PAUSE`], and take it only once the holder has no connection any more: a holder whose connection with the lock
+//! was reset is healthy. They end the connections of a holder without a new beat for [`SILENCE`], because it is paused or cut
 //! off. After an outage of the database they first wait whether the holder comes back ([`GRACE`]): its calls go on, and are
 //! paid.
+//!
+//! A holder that stops leaves the seat first. Its writer then compares the epoch no more, so that the end of its calls can be
+//! written while another node has the seat.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +22,8 @@ use tokio_postgres::types::ToSql;
 use tracing::{error, warn};
 
 use super::{
-    connection::{Database, Link, OpenError, answer},
+    connection::{Database, Link, answer},
+    error::OpenError,
     shared::{Shared, Standing},
     writer::Command,
 };
@@ -62,40 +68,51 @@ impl Seat {
     }
 }
 
-/// Asks for the seat, through all outages of the database, and then holds it.
+/// Asks for the seat, through all outages of the database, and then holds it until it is lost or this node leaves it.
 pub(super) async fn run(shared: Arc<Shared>, writer: mpsc::WeakSender<Command>) {
     let mut is_outage = false;
     loop {
         match wait(&shared, is_outage).await {
             Ok(link) => {
                 let (reply, seated) = oneshot::channel();
-                let Some(writer) = writer.upgrade() else { return };
-                let asked = writer.send(Command::TakeSeat(reply)).await.is_ok();
-                drop(writer);
+                let asked = send(&writer, Command::TakeSeat(reply)).await;
                 if asked && timeout(GRACE, seated).await.is_ok_and(|seated| seated.is_ok()) {
-                    return Holder { link, has_lock: true, shared }.hold().await;
+                    let holder = Holder { link, has_lock: true, shared: Arc::clone(&shared) };
+                    if !holder.hold(&writer).await {
+                        return;
+                    }
                 }
             }
             Err(error) => warn!(%error, "this node can't ask for the seat; trying again"),
         }
-        is_outage = true;
+        is_outage = !shared.leaving.is_cancelled();
         sleep(BEAT_PAUSE).await;
     }
 }
 
-/// Waits for the lock. It is held as long as its connection lives.
+/// False if the writer has ended.
+async fn send(writer: &mpsc::WeakSender<Command>, command: Command) -> bool {
+    match writer.upgrade() {
+        Some(writer) => writer.send(command).await.is_ok(),
+        None => false,
+    }
+}
+
+/// Waits for the lock. It is held as long as its connection lives. A node that is leaving only goes on to look whether the
+/// database answers.
 async fn wait(shared: &Shared, is_outage: bool) -> Result<Link, OpenError> {
     let link = connect(&shared.database).await?;
     let mut holder = Silence::new(is_outage);
     loop {
         let asked_at = Instant::now();
-        let (is_free, beat) = ask(&link, shared, !holder.is_outage).await?;
+        let is_leaving = shared.leaving.is_cancelled();
+        let (has_lock, beat) = ask(&link, shared, !holder.is_outage && !is_leaving).await?;
         *shared.beat_at.lock() = asked_at;
-        if is_free {
+        if has_lock {
             return Ok(link);
         }
         shared.standing.send_if_modified(|standing| std::mem::replace(standing, Standing::Beside) == Standing::Unknown);
-        if holder.is_silent(beat, Instant::now()) {
+        if holder.is_silent(beat, Instant::now()) && !is_leaving {
             warn!("the node with the seat is silent; ending its connections");
             answer(link.client.query(include_str!("unseat.sql"), &[&beat])).await?;
             holder = Silence::new(false);
@@ -141,8 +158,9 @@ struct Holder {
 }
 
 impl Holder {
-    /// Writes the beats until the seat is lost; then cancels `lost`.
-    async fn hold(mut self) {
+    /// Writes the beats until this node leaves the seat, and then returns true; or until the seat is lost, and then cancels
+    /// `lost`.
+    async fn hold(mut self, writer: &mpsc::WeakSender<Command>) -> bool {
         let shared = Arc::clone(&self.shared);
         let (mut beats, mut old, mut pause) = (0, 0, BEAT_PAUSE);
         let mut broken_since = None;
@@ -150,6 +168,13 @@ impl Holder {
             tokio::select! {
                 () = sleep(pause) => {}
                 () = self.link.closed.cancelled(), if self.has_lock => {}
+                () = shared.leaving.cancelled() => match self.leave(writer).await {
+                    Ok(()) => return true,
+                    Err(error) => {
+                        warn!(%error, "this node could not leave the seat; trying again");
+                        sleep(TRY_PAUSE).await;
+                    }
+                }
             }
             pause = BEAT_PAUSE;
             let sent_at = Instant::now();
@@ -160,12 +185,14 @@ impl Holder {
                     broken_since = is_broken.then(|| broken_since.unwrap_or(sent_at));
                     if broken_since.is_some_and(|since: Instant| since.elapsed() > BROKEN) {
                         error!("this node can't write to the database; it leaves the seat to another and ends");
-                        return shared.lost.cancel();
+                        shared.lost.cancel();
+                        return false;
                     }
                 }
                 Ok(false) => {
                     error!("another node has taken the seat; this process has to end");
-                    return shared.lost.cancel();
+                    shared.lost.cancel();
+                    return false;
                 }
                 Err(error) => {
                     warn!(%error, "the seat's beat could not be written; connecting again");
@@ -186,6 +213,19 @@ impl Holder {
                 old = shared.state.read().n;
             }
         }
+    }
+
+    /// Lets another node take the seat at once. The writer comes first: what compares the epoch would fail after that.
+    async fn leave(&self, writer: &mpsc::WeakSender<Command>) -> Result<(), OpenError> {
+        let (reply, done) = oneshot::channel();
+        if !send(writer, Command::LeaveSeat(reply)).await || done.await.is_err() {
+            return Err(OpenError::Connect("the writer does not work".to_owned()));
+        }
+        let node: [&(dyn ToSql + Sync); 1] = [&self.shared.database.node];
+        answer(self.link.client.execute(include_str!("leave_seat.sql"), &node)).await?;
+        self.shared.metrics.dispatcher.set(0);
+        self.shared.standing.send_replace(Standing::Beside);
+        Ok(())
     }
 
     /// Asks for the lock again if it was lost, and writes a beat. False if another node has the seat.
@@ -209,9 +249,10 @@ pub(super) async fn connect(database: &Database) -> Result<Link, OpenError> {
     Ok(link)
 }
 
-/// Asks for the lock, if `wants_lock`. Returns whether it was free, and the time of the newest beat.
+/// Asks for the lock, if `wants_lock`. Returns whether this connection has it now, and the time of the newest beat.
 async fn ask(link: &Link, shared: &Shared, wants_lock: bool) -> Result<(bool, f64), OpenError> {
-    let row = answer(link.client.query_one(include_str!("try_seat.sql"), &[&SEAT_LOCK, &wants_lock])).await?;
+    let values: [&(dyn ToSql + Sync); 3] = [&SEAT_LOCK, &wants_lock, &shared.database.node];
+    let row = answer(link.client.query_one(include_str!("try_seat.sql"), &values)).await?;
     shared.saw(row.try_get(2)?);
     Ok((row.try_get(0)?, row.try_get(1)?))
 }

@@ -8,7 +8,8 @@ use tokio_postgres::{Row, Statement, types::ToSql};
 use super::{
     batch::{AuditEntry, Batch, Entry, Key, Needs},
     columns::{Columns, LedgerRows},
-    connection::{Database, HINT_CHANNEL, Link, OpenError, answer},
+    connection::{Database, HINT_CHANNEL, Link, answer},
+    error::OpenError,
     feed::MAX_ROWS,
     state::{Counts, State},
 };
@@ -78,10 +79,18 @@ impl Session {
     }
 
     /// Raises the epoch, between two transactions of other nodes. Returns the rows of the feed after `n`, and the epoch.
-    pub(super) async fn take_seat(&self, n: i64, node: &String, is_first: bool) -> Result<(Vec<Row>, i64), OpenError> {
+    pub(super) async fn take_seat(
+        &self,
+        n: i64,
+        node: &String,
+        is_first: bool,
+        clock: &Clock,
+    ) -> Result<(Vec<Row>, i64), OpenError> {
         let Session { link: Link { client, .. }, statements } = self;
-        let (lock, news, holder): ([Sql<'_>; 1], [Sql<'_>; 2], [Sql<'_>; 2]) =
-            ([&WRITE_LOCK], [&n, &MAX_ROWS], [node, &is_first]);
+        // A process that ends before its first beat, such as a move, saves the service time with this.
+        let time = postcard::to_stdvec(&clock.save()).unwrap_or_default();
+        let (lock, news, holder): ([Sql<'_>; 1], [Sql<'_>; 2], [Sql<'_>; 3]) =
+            ([&WRITE_LOCK], [&n, &MAX_ROWS], [node, &is_first, &time]);
         let (_, _, news, seat, _) = answer(async {
             try_join!(
                 client.batch_execute("begin isolation level read committed"),
@@ -147,6 +156,7 @@ impl Session {
                 body: row.try_get(1)?,
                 job: row.try_get(2)?,
                 expires_at: Timestamp::from_millis(row.try_get(3)?),
+                caller: None,
                 is_new: false,
             };
             batch.keys.insert(row.try_get(0)?, key);
@@ -197,7 +207,7 @@ impl Session {
         let oldest_day = state.first_kept_day();
         let Columns { seqs, ids, records, statuses, callers, questions, created, finished, unnotified, .. } = jobs;
         let Columns { delivery_seqs, delivery_callers, hosts, next, failing, deliveries, removed, .. } = jobs;
-        let Columns { keys, key_bodies, key_jobs, key_ends, .. } = jobs;
+        let Columns { keys, key_bodies, key_jobs, key_ends, key_callers, .. } = jobs;
         let LedgerRows { days, models, sums } = ledger;
         let all: [(&Statement, &[Sql<'_>], bool); 14] = [
             (
@@ -214,7 +224,7 @@ impl Session {
                 &[delivery_seqs, delivery_callers, hosts, next, failing, deliveries],
                 deliveries.is_empty(),
             ),
-            (&of.save_keys, &[keys, key_bodies, key_jobs, key_ends], keys.is_empty()),
+            (&of.save_keys, &[keys, key_bodies, key_jobs, key_ends, key_callers], keys.is_empty()),
             (&of.delete_keys, &[&forget_keys, &FORGOTTEN_KEYS], batch.forget_keys.is_none()),
             (&of.delete_jobs, &[removed], removed.is_empty()),
             (&of.save_ledger, &[days, models, sums], days.is_empty()),

@@ -1,6 +1,9 @@
 //! What readers and the writer share.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU8},
+    time::Duration,
+};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::{
@@ -9,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{connection::Database, readers::Readers, state::State};
+use super::{connection::Database, formats::Formats, readers::Readers, state::State};
 use crate::{
     clock::Clock,
     metrics::Metrics,
@@ -24,11 +27,16 @@ pub(super) struct Shared {
     pub(super) readers: Readers,
     pub(super) clock: Clock,
     pub(super) metrics: Metrics,
+    /// What this program can read, and what it writes.
+    pub(super) formats: Formats,
+    pub(super) format: AtomicU8,
     pub(super) state: RwLock<State>,
     pub(super) feed: Mutex<Option<Arc<dyn Feed>>>,
     pub(super) settings_watch: SettingsWatch,
     pub(super) trouble: Mutex<Option<String>>,
     pub(super) lost: CancellationToken,
+    /// Cancelled once this node asks for the seat no more, and leaves it.
+    pub(super) leaving: CancellationToken,
     /// Whether this node has the seat.
     pub(super) standing: watch::Sender<Standing>,
     /// The newest row of the feed that the task of the seat saw: the writer's own connection may miss a notification.
@@ -43,7 +51,7 @@ pub(super) struct Shared {
 pub(super) enum Standing {
     /// It has not asked yet.
     Unknown,
-    /// Another node has the seat.
+    /// Another node has the seat, or may take it.
     Beside,
     Seated,
 }

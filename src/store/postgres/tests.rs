@@ -16,9 +16,11 @@ use uuid::Uuid;
 
 use self::database::Postgres;
 use super::{
-    Member, OpenError, PostgresStore,
+    Formats, Member, OpenError, PostgresStore,
     connection::Database,
     nodes::{NAME_LOCK, name_number},
+    schema::Schema,
+    seat::SILENCE,
 };
 use crate::{
     clock::Clock,
@@ -32,7 +34,7 @@ use crate::{
 
 #[allow(dead_code, reason = "tests of the whole service use the rest")]
 #[path = "../../../tests/it/database.rs"]
-mod database;
+pub(crate) mod database;
 
 /// Longest wait for anything here.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -100,7 +102,11 @@ async fn a_database_that_can_not_keep_the_promises_is_refused_in_words() {
     assert!(refusal(&url).await.contains("read-only"));
     postgres.sql("postgres", "alter database jobs reset default_transaction_read_only");
     postgres.sql("jobs", "update ceoagent.schema_version set version = 2");
-    assert!(refusal(&url).await.contains("schema version 2, this program knows version 1"));
+    open(&url).await.expect("it can use the newer schema").close().await;
+    postgres.sql("jobs", "update ceoagent.schema_version set usable_from = 2");
+    assert!(refusal(&url).await.contains("schema version 2, and this program knows versions up to 1"));
+    postgres.sql("jobs", "update ceoagent.schema_version set version = 0, usable_from = 0");
+    assert!(refusal(&url).await.contains("needs 1 or newer: run `ceoagent migrate`"));
     assert!(refusal("postgres://[").await.contains("DATABASE_URL is not a URL"));
     assert!(refusal(&postgres.url("missing")).await.contains("database \"missing\" does not exist"));
     postgres.stop_immediately();
@@ -178,7 +184,7 @@ async fn change_at_random(store: &PostgresStore, seed: u64) {
         let (n, now) = (random.random_range(0..12), at(time));
         let id = job(n).id;
         let outcome = match random.random_range(0..8) {
-            0..3 => store.import(vec![JobRecord::fresh(job(n), request(n))]).await.map(drop),
+            0..3 => store.import(vec![JobRecord::fresh(job(n), request(n))], None).await.map(drop),
             3 => store.claim(id, Owner::ANY, at(time + 9), now).await.map(drop),
             4 => store.transition(id, success(1, 10), now).await.map(drop),
             5 => store.transition(id, JobEvent::Cancel { at_risk: None }, now).await.map(drop),
@@ -400,4 +406,113 @@ async fn a_node_gives_up_its_calls_before_its_lease_is_over_and_has_a_new_one_af
     assert!(now.follows(former) && !nodes.ready().contains(&now));
     postgres.start_again();
     until(|| nodes.ready().contains(&now)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_drains_leaves_the_seat_at_once_and_ends_its_jobs_in_peace() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let first = open_as(&url, "a:1").await.unwrap();
+    assert!(first.seat().is_free().await);
+    first.insert(job(0), request(0)).await.unwrap();
+    contract::claim(&first, 0, 100).await;
+    let second = open_as(&url, "b:1").await.unwrap();
+    assert!(!second.seat().is_free().await);
+    first.drain().await;
+    timeout(PATIENCE, second.seat().taken()).await.unwrap();
+    second.insert(job(1), request(1)).await.unwrap();
+    first.transition(job(0).id, success(1, 10), at(101)).await.unwrap();
+    assert!(!first.lost().is_cancelled());
+    first.close().await;
+    assert_eq!(postgres.sql("jobs", "select name from ceoagent.node"), "b:1");
+    let ended = second.find(job(0).id).await.unwrap().unwrap();
+    assert!(ended.state.is_final(), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_seat_of_a_node_that_only_lost_the_connection_with_the_lock_is_not_free() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let holder = open(&url).await.unwrap();
+    assert!(holder.seat().is_free().await);
+    let database = Database::open(&SecretString::from(url.as_str()), &[]).await.unwrap();
+    let other = database.connect().await.unwrap();
+    // A lock that nobody has: as if the server had just ended that connection.
+    let take = async || {
+        let row = other.client.query_one(include_str!("try_seat.sql"), &[&7_i64, &true, &database.node]).await.unwrap();
+        row.get::<_, bool>(0)
+    };
+    assert!(!take().await);
+    let mut n = 0;
+    for _ in 0..3 {
+        let ending = "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objsubid = 1";
+        postgres.sql("jobs", ending);
+        n += 1;
+        while holder.insert(job(n), request(n)).await.is_err() {
+            n += 1;
+        }
+    }
+    assert!(!holder.lost().is_cancelled() && holder.seat().is_free().await);
+    // As a kill.
+    drop(holder);
+    let free = async { while !take().await {} };
+    timeout(SILENCE, free).await.expect("nobody waits for the beats of a dead process");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_write_a_new_format_once_all_can_read_it_and_an_old_program_can_come_back_until_then() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let open = async |name, oldest, newest| {
+        let formats = Formats { oldest, newest };
+        open_member(&url, &Member { name: Some(name), formats, ..Member::COMMAND }).await
+    };
+    let format = || postgres.sql("jobs", "select number from ceoagent.format");
+    let newest_row = || postgres.sql("jobs", "select get_byte(body, 0) from ceoagent.feed order by n desc limit 1");
+    let old = open("a:1", 1, 1).await.unwrap();
+    let heard = Heard::of(&old).await;
+    let new = open("b:1", 1, 2).await.unwrap();
+    new.insert(job(0), request(0)).await.unwrap();
+    until(|| heard.pending() == [job(0)]).await;
+    new.close().await;
+    old.insert(job(1), request(1)).await.unwrap();
+    assert_eq!((format(), newest_row()), ("1".to_owned(), "1".to_owned()), "the old program goes on alone");
+
+    let new = open("b:1", 1, 2).await.unwrap();
+    assert_eq!(new.find(job(1).id).await, Ok(Some(job(1))));
+    old.close().await;
+    until(|| format() == "2").await;
+    let mut n = 2;
+    while newest_row() != "2" {
+        new.insert(job(n), request(n)).await.unwrap();
+        n += 1;
+    }
+    let refused = open("a:1", 1, 1).await.err().unwrap().to_string();
+    assert!(refused.contains("write format 2, and this program can use 1 to 1: start a newer ceoagent"), "{refused}");
+    let refused = open("a:1", 3, 4).await.err().unwrap().to_string();
+    assert!(refused.contains("start an older ceoagent"), "{refused}");
+    let newer = open("c:1", 2, 3).await.unwrap();
+    assert_eq!(newer.find(job(1).id).await, Ok(Some(job(1))));
+    assert_eq!(format(), "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_makes_or_upgrades_the_schema_and_waits_for_nobody() {
+    const NEXT: &str =
+        "alter table ceoagent.job add column added integer; update ceoagent.schema_version set version = 2";
+    let postgres = Postgres::start();
+    let url = SecretString::from(postgres.create("jobs"));
+    let steps = [Schema::OF_THIS_PROGRAM.steps[0], NEXT];
+    let migrate = async |steps| Database::migrate(&url, Schema { steps, oldest: 1 }).await;
+    assert_eq!(migrate(&steps[..1]).await.unwrap().to_string(), "created the schema ceoagent, version 1");
+    assert_eq!(migrate(&steps[..1]).await.unwrap().to_string(), "nothing to do: the schema has version 1");
+    let database = Database::open(&url, &[]).await.unwrap();
+    let busy = database.connect().await.unwrap();
+    busy.client.batch_execute("set idle_in_transaction_session_timeout to 0; begin; select from job").await.unwrap();
+    let refused = migrate(&steps).await.unwrap_err();
+    assert!(matches!(refused, OpenError::SchemaInUse), "{refused}");
+    busy.client.batch_execute("commit").await.unwrap();
+    assert_eq!(migrate(&steps).await.unwrap().to_string(), "upgraded the schema from version 1 to 2");
+    assert_eq!(migrate(&steps[..1]).await.unwrap().to_string(), "nothing to do: the schema has version 2");
+    Database::open(&url, &[]).await.expect("the old program can go on");
 }

@@ -1,2 +1,13 @@
-select $2 and pg_try_advisory_lock($1), extract(epoch from beat_at)::float8, (select coalesce(max(n), 0) from feed)
+-- The lock is free too while a healthy holder connects again. So another process ($3) takes it only once the holder has left
+-- the seat or has no connection any more. In this order: a lock that was taken in vain would stay.
+select case
+           when $2 and (holder in ('', $3) or not exists (
+               select from pg_stat_activity
+               where datname = current_database() and starts_with(application_name, 'ceoagent ' || holder || ' ')
+           ))
+           then pg_try_advisory_lock($1)
+           else false
+       end,
+       extract(epoch from beat_at)::float8,
+       (select coalesce(max(n), 0) from feed)
 from seat

@@ -9,7 +9,7 @@
 //! pending jobs. What the old connection still commits comes by the feed.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -23,7 +23,8 @@ use tracing::{error, info, warn};
 use super::{
     batch::{Batch, Needs},
     columns::Columns,
-    connection::{ANSWER_TIMEOUT, OpenError},
+    connection::ANSWER_TIMEOUT,
+    error::OpenError,
     feed::{self, News},
     session::Session,
     shared::{Reset, Shared, Standing},
@@ -61,6 +62,8 @@ pub(super) enum Command {
     Reset(Reset),
     /// The node holds the seat's lock: from now on it writes only as long as no other takes the seat.
     TakeSeat(oneshot::Sender<()>),
+    /// The node is about to leave the seat: from now on it writes as any other node.
+    LeaveSeat(oneshot::Sender<()>),
 }
 
 /// The two lanes of commands.
@@ -132,6 +135,11 @@ impl Writer {
                 None => self.catch_up().await,
                 Some(Command::Reset(reset)) => self.reset(reset).await,
                 Some(Command::TakeSeat(reply)) => self.take_seat(true).await.map(|()| _ = reply.send(())),
+                Some(Command::LeaveSeat(reply)) => {
+                    self.epoch = None;
+                    let _ = reply.send(());
+                    Ok(())
+                }
                 Some(first) => self.commit(first).await,
             };
             match result {
@@ -207,7 +215,7 @@ impl Writer {
     /// Raises the epoch, and reads what other nodes have committed under the former holder.
     async fn take_seat(&mut self, is_first: bool) -> Result<(), OpenError> {
         let n = self.shared.state.read().n;
-        let (news, epoch) = self.session.take_seat(n, &self.shared.database.node, is_first).await?;
+        let (news, epoch) = self.session.take_seat(n, &self.shared.database.node, is_first, &self.shared.clock).await?;
         self.apply(&news)?;
         self.epoch = Some(epoch);
         self.shared.standing.send_replace(Standing::Seated);
@@ -290,7 +298,7 @@ impl Writer {
             return Err(OpenError::Behind);
         }
         batch.skipped = self.shared.clock.skipped(IdempotencyKey::WINDOW);
-        batch.next_seq = self.shared.state.read().counts.next_seq;
+        batch.next_seq = self.shared.state.read().counts.next_seq.max(1);
         Ok(batch)
     }
 
@@ -317,7 +325,7 @@ impl Writer {
             return Ok(());
         }
         let mut state = self.shared.state.read().clone();
-        let News { jobs, settings } = feed::apply(rows, &mut state)?;
+        let News { jobs, settings } = feed::apply(rows, self.shared.formats, &mut state)?;
         let totals = state.totals();
         self.shared.set_state(state);
         settings.iter().for_each(|name| self.shared.settings_watch.changed(name));
@@ -339,7 +347,8 @@ impl Writer {
         state.n += 1;
         state.counts.next_seq = batch.next_seq;
         let jobs = Columns::of(batch).map_err(OpenError::Unreadable)?;
-        let body = feed::encode(batch, &state, &ledger).map_err(OpenError::Unreadable)?;
+        let body = feed::encode(self.shared.format.load(Ordering::Relaxed), batch, &state, &ledger)
+            .map_err(OpenError::Unreadable)?;
         let commit = async {
             let syncing = Instant::now();
             self.session.link.client.batch_execute("commit").await?;

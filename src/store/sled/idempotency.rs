@@ -9,6 +9,7 @@ use super::error::Fault;
 use crate::{
     clock::{Clock, Timestamp},
     job::{IdempotencyKey, Job, JobId, caller::Caller},
+    store::traits::OrphanedKey,
 };
 
 /// Most keys in force, at some 200 bytes of memory each. Beyond, the caller with the most keys loses its oldest: so who
@@ -71,14 +72,14 @@ impl Keys {
         after: Option<[u8; 16]>,
         most: usize,
         is_wanted: impl Fn(JobId) -> bool,
-    ) -> Vec<(IdempotencyKey, JobId)> {
+    ) -> Vec<OrphanedKey> {
         let is_after = |key: &[u8; 16]| after.is_none_or(|after| *key > after);
         let found = self.entries.iter().filter(|(key, entry)| is_after(key) && is_wanted(entry.job));
         let key = |(key, entry): (&[u8; 16], &Entry)| {
-            (IdempotencyKey { key: *key, body: entry.body, expires_at: entry.expires_at }, entry.job)
+            (IdempotencyKey { key: *key, body: entry.body, expires_at: entry.expires_at }, entry.job, entry.caller)
         };
-        let mut found: Vec<(IdempotencyKey, JobId)> = found.map(key).collect();
-        found.sort_unstable_by_key(|(key, _)| key.key);
+        let mut found: Vec<OrphanedKey> = found.map(key).collect();
+        found.sort_unstable_by_key(|(key, ..)| key.key);
         found.truncate(most);
         found
     }
@@ -123,7 +124,7 @@ pub(super) fn encode(key: &IdempotencyKey, job: JobId, caller: Caller) -> Result
     Ok(postcard::to_stdvec(&stored)?)
 }
 
-pub(super) fn decode(key: [u8; 16], bytes: &[u8]) -> Result<(IdempotencyKey, JobId, Caller), Fault> {
+pub(super) fn decode(key: [u8; 16], bytes: &[u8]) -> Result<OrphanedKey, Fault> {
     let stored = postcard::from_bytes(bytes).map_err(|error| Fault(format!("an idempotency key: {error}")))?;
     let StoredKey::V1 { body, job, expires_at, caller } = stored;
     Ok((IdempotencyKey { key, body, expires_at }, JobId::from_bytes(job), caller))

@@ -5,11 +5,18 @@ use std::time::{Duration, Instant};
 
 use tracing::error;
 
-use super::{disk::Disk, error::Result, keys::Seq, shared::Shared};
+use super::{
+    disk::Disk,
+    error::{Fault, Result},
+    keys::Seq,
+    shared::Shared,
+};
 use crate::{
     clock::Timestamp,
-    job::{Cursor, Job, JobFilter, JobPage, JobRecord, JobSelection, Listing, UnfinishedSearch},
-    store::traits::StoreError,
+    job::{
+        Cursor, Job, JobFilter, JobPage, JobRecord, JobSelection, Listing, Side, UnfinishedSearch, delivery::Delivery,
+    },
+    store::traits::{JobHead, StoreError},
 };
 
 /// Longest search for one page. A million jobs in memory, or some 100,000 records, are searched within it.
@@ -61,6 +68,20 @@ impl Shared {
         // Two names can have the same digest.
         page.jobs.retain(|record| filter.takes_request(&record.request));
         Ok(JobPage { prev: None, ..page })
+    }
+
+    pub(super) fn heads(&self, disk: &Disk, after: Seq, most: usize) -> Vec<JobHead> {
+        let jobs: Vec<(Seq, Job, Option<Delivery>)> = {
+            let view = self.view.read();
+            let jobs = view.index.walk(&JobFilter::default(), Side::Newer, Some(after)).take(most);
+            jobs.map(|(seq, job)| (seq, job.clone(), view.deliveries.get(seq).cloned())).collect()
+        };
+        let head = |(seq, job, open): (Seq, Job, Option<Delivery>)| {
+            let id = job.id;
+            let delivery = open.map_or_else(|| disk.settled_delivery(seq), |open| Ok(Some(open)));
+            JobHead { number: seq, id, life: delivery.map(|delivery| (job, delivery)).map_err(|Fault(reason)| reason) }
+        };
+        jobs.into_iter().map(head).collect()
     }
 
     fn page(&self, disk: &Disk, listing: &Listing, mut found: Found) -> Result<JobPage> {

@@ -58,6 +58,11 @@ impl Disk {
         record.map(|record| parse_delivery(&record)).transpose()
     }
 
+    /// The webhook of a job that is settled. If it is open by now, then because the job has changed since.
+    pub(super) fn settled_delivery(&self, seq: Seq) -> Result<Option<Delivery>, Fault> {
+        Ok(self.delivery(seq)?.map(|now| if now.is_open() { now.withdrawn() } else { now }))
+    }
+
     pub(super) fn write_delivery(&self, seq: Seq, delivery: &Delivery) -> Result<(), Fault> {
         self.tree().insert(keys::of_job(keys::DELIVERY, seq), serde_json::to_vec(delivery)?)?;
         Ok(())

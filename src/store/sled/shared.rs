@@ -131,12 +131,9 @@ impl Shared {
         let id = job.id;
         let Some(mut record) = self.bodies(disk, seq, job)? else { return Ok(None) };
         if record.request.callback_url.is_some() {
-            record.delivery = open;
-            if record.delivery.is_none() {
-                let settled = disk.delivery(seq).map_err(|Fault(reason)| StoreError::Corrupt { id, reason })?;
-                // If it is open by now, then because the job changed since.
-                record.delivery = settled.map(|now| if now.is_open() { now.withdrawn() } else { now });
-            }
+            let unreadable = |Fault(reason)| StoreError::Corrupt { id, reason };
+            record.delivery =
+                open.map_or_else(|| disk.settled_delivery(seq), |open| Ok(Some(open))).map_err(unreadable)?;
         }
         Ok(Some(record))
     }

@@ -3,7 +3,13 @@
 use std::collections::HashSet;
 
 use super::super::{
-    batch::Batch, cache::Bodies, codec::write_chunks, command_queue::Size, error::Result, idempotency::Known, keys,
+    batch::Batch,
+    cache::Bodies,
+    codec::write_chunks,
+    command_queue::Size,
+    error::Result,
+    idempotency::Known,
+    keys::{self, Seq},
 };
 use crate::{
     job::{Job, JobId, JobRecord},
@@ -34,20 +40,22 @@ impl Batch<'_> {
             self.staged.unfinished_inserts.push(*self.next_seq);
         }
         let insertions = vec![Insertion::Accepted; all.len()];
-        all.into_iter().try_for_each(|new| self.insert(new))?;
+        all.into_iter().try_for_each(|new| self.insert(new, None))?;
         Ok(insertions)
     }
 
-    pub(crate) fn import(&mut self, all: Vec<NewJob>) -> Result<Vec<Insertion>> {
+    pub(crate) fn import(&mut self, all: Vec<NewJob>, places: Option<Vec<Seq>>) -> Result<Vec<Insertion>> {
         // If an id comes twice, in two imports or in one, the first counts.
         let mut ids: HashSet<JobId> = self.staged_ids().collect();
         let mut insertions = Vec::with_capacity(all.len());
+        let mut places = places.into_iter().flatten();
         for new in all {
+            let place = places.next();
             let id = new.record.job.id;
             if self.shared.view.read().index.seq(id).is_some() || !ids.insert(id) {
                 insertions.push(Insertion::Existing(id));
             } else {
-                self.insert(new)?;
+                self.insert(new, place)?;
                 insertions.push(Insertion::Accepted);
             }
         }
@@ -60,10 +68,14 @@ impl Batch<'_> {
         self.staged.keys.find(key, now).or_else(|| self.shared.view.read().keys.find(key, now))
     }
 
-    fn insert(&mut self, new: NewJob) -> Result<()> {
+    fn insert(&mut self, new: NewJob, place: Option<Seq>) -> Result<()> {
         let NewJob { record: JobRecord { job, request, delivery, .. }, request: bytes, attempts } = new;
-        let seq = *self.next_seq;
-        *self.next_seq += 1;
+        let seq = place.unwrap_or(*self.next_seq);
+        if seq < *self.next_seq {
+            // What a crash may have left of another job.
+            self.disk.remove_bodies(seq)?;
+        }
+        *self.next_seq = (*self.next_seq).max(seq + 1);
         self.staged.keys.record(&job);
         write_chunks(self.disk.tree(), &keys::request(seq), &bytes)?;
         for (number, attempt) in &attempts {

@@ -4,8 +4,8 @@ use uuid::Uuid;
 
 use super::super::{batch::Batch, error::Result, idempotency, keys, ledger::LedgerEntry};
 use crate::{
-    job::{IdempotencyKey, JobId},
     ledger::{Day, Sums},
+    store::traits::OrphanedKey,
 };
 
 impl Batch<'_> {
@@ -51,12 +51,12 @@ impl Batch<'_> {
         Ok(())
     }
 
-    pub(crate) fn add_keys(&mut self, added: Vec<(IdempotencyKey, JobId)>) -> Result<()> {
-        for (key, job) in &added {
-            self.disk.tree().insert(keys::idempotency(&key.key), idempotency::encode(key, *job, None)?)?;
+    pub(crate) fn add_keys(&mut self, added: Vec<OrphanedKey>) -> Result<()> {
+        for (key, job, caller) in &added {
+            self.disk.tree().insert(keys::idempotency(&key.key), idempotency::encode(key, *job, *caller)?)?;
         }
         self.staged.has_other_writes = true;
-        self.show(move |view, _| added.iter().for_each(|(key, job)| view.keys.insert(key, *job, None)));
+        self.show(move |view, _| added.iter().for_each(|(key, job, caller)| view.keys.insert(key, *job, *caller)));
         Ok(())
     }
 

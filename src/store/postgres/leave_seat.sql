@@ -1,0 +1,1 @@
+update seat set holder = '' where holder = $1

@@ -1,0 +1,1 @@
+select version, usable_from from ceoagent.schema_version
