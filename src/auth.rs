@@ -7,7 +7,10 @@
 mod identity;
 pub mod jwt;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use hex::FromHex;
@@ -46,6 +49,9 @@ const MAX_REVOKED: usize = 1_000;
 const MAX_NAME: usize = 64;
 
 const SETTING: &str = "key/";
+
+/// A revoked key is refused on all nodes within this time.
+const HEARS_WITHIN: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -227,7 +233,7 @@ impl Auth {
 
     /// Whether this node knows all keys as they are now.
     pub fn hears(&self) -> bool {
-        self.is_current.load(Ordering::Acquire) && self.registry.is_watch_live()
+        self.is_current.load(Ordering::Acquire) && self.registry.is_watch_live(HEARS_WITHIN)
     }
 
     fn find(&self, given: &[u8]) -> Option<Key> {
@@ -587,7 +593,9 @@ mod tests {
         one.revoke("cd").await.unwrap();
         other.set_current(true);
         assert_eq!(identify(&other, &another).await, Ok(()), "it has not heard of that");
-        store.lose_watch();
+        store.set_watch_lag(Duration::from_secs(1));
+        assert_eq!(identify(&other, &another).await, Ok(()), "it will hear of that in time");
+        store.set_watch_lag(Duration::from_millis(1_001));
         assert_eq!(identify(&other, &another).await, Err(Refused::Wrong));
         assert_eq!(identify(&other, &key).await, Ok(()));
         one.revoke("ci").await.unwrap();
@@ -621,7 +629,7 @@ mod tests {
         let (_, key) = one.create("ci", Scope::Analyze, "ops").await.unwrap();
         let (registry, clock) = (Registry::new(Arc::clone(&store) as _), Clock::manual(Timestamp::from_millis(0)));
         let open = Auth::load("s3cret".into(), None, None, false, registry, clock).await.unwrap();
-        store.lose_watch();
+        store.set_watch_lag(Duration::MAX);
         let anonymous = Ok(Identity { name: None, scope: Scope::Analyze });
         one.revoke("ci").await.unwrap();
         let header = format!("Bearer {}", key.expose_secret());
@@ -663,7 +671,7 @@ mod tests {
                 break;
             }
             one.revoke(&format!("key{n}")).await.unwrap();
-            one.clock.advance(std::time::Duration::from_millis(1));
+            one.clock.advance(Duration::from_millis(1));
         }
         let (_, key) = other.create("key0", Scope::Analyze, "ops").await.unwrap();
         one.revoke(&format!("key{MAX_REVOKED}")).await.unwrap();
@@ -681,7 +689,7 @@ mod tests {
         for n in 0..MAX_REVOKED + 2 {
             auth.create(&format!("key{n}"), Scope::Read, "ops").await.unwrap();
             auth.revoke(&format!("key{n}")).await.unwrap();
-            clock.advance(std::time::Duration::from_millis(1));
+            clock.advance(Duration::from_millis(1));
         }
         for auth in [auth, open().await] {
             let names: Vec<String> = auth.keys().into_iter().map(|key| key.name).collect();

@@ -145,9 +145,9 @@ impl Registry {
         Ok(stored.filter(|(stored, _)| stored == name).map(|(_, text)| text).next())
     }
 
-    /// Whether the copies follow what other nodes change. If not, a copy may be outdated.
-    pub fn is_watch_live(&self) -> bool {
-        self.0.is_watch_live()
+    /// Whether the copies follow what other nodes change `within` this time. If not, a copy may be outdated.
+    pub fn is_watch_live(&self, within: Duration) -> bool {
+        self.0.is_watch_live(within)
     }
 
     /// Reads settings into the copies again whenever any node changes them. Ends with the store.

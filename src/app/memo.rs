@@ -37,9 +37,9 @@ const MISSING: Duration = Duration::from_secs(10);
 pub(super) struct Memo {
     registry: Registry,
     operations: Operations,
-    limits: Limits,
-    models: Models,
-    clock: Clock,
+    pub(super) limits: Limits,
+    pub(super) models: Models,
+    pub(super) clock: Clock,
     started_at: Instant,
     /// Whether this node makes the calls. Held while it adopts what another one knows.
     is_dispatcher: Mutex<bool>,
@@ -125,7 +125,7 @@ impl Memo {
         is_missing.then_some(at_work)
     }
 
-    fn is_dispatcher(&self) -> bool {
+    pub(super) fn is_dispatcher(&self) -> bool {
         *self.is_dispatcher.lock()
     }
 

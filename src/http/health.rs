@@ -1,6 +1,6 @@
 //! `/health`, `/health/ready`, `/metrics`: for monitoring.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -23,6 +23,9 @@ use crate::{
     limits::budget::Status,
     metrics::{Metrics, kind},
 };
+
+/// As the metric `feed_live` says.
+const FEED_LIVE: Duration = Duration::from_secs(2);
 
 /// The process answers requests.
 #[derive(Serialize, ToSchema)]
@@ -193,7 +196,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.metrics.paused.set(i64::from(api.operations.paused().is_some()));
     api.metrics.queue_used.set(api.operations.used());
     api.metrics.store_available.set(i64::from(api.operations.trouble().is_none()));
-    api.metrics.feed_live.set(i64::from(api.store.is_watch_live()));
+    api.metrics.feed_live.set(i64::from(api.store.is_watch_live(FEED_LIVE)));
     rendered(&api.metrics)
 }
 

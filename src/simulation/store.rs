@@ -1,6 +1,6 @@
 //! The store that a node sees: every call goes to the [database](super::database) and back, or fails on its way.
 
-use std::{num::NonZeroU64, sync::Arc};
+use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::sync::broadcast;
@@ -211,7 +211,7 @@ impl Registry for NodeStore {
         self.database().watch()
     }
 
-    fn is_watch_live(&self) -> bool {
+    fn is_watch_live(&self, _: Duration) -> bool {
         self.0.trouble().is_none()
     }
 

@@ -2,9 +2,12 @@
 //! done, or after, when only the caller doesn't know. In an [`Outage`], every call fails or hangs, reads included. It can
 //! also keep a change from the feed.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -73,7 +76,8 @@ pub(crate) struct FaultStore<S> {
     script: Mutex<Script>,
     outage: Mutex<Option<Outage>>,
     ears: Arc<Ears>,
-    is_watch_lost: AtomicBool,
+    /// By how much announcements may be late.
+    watch_lag: Mutex<Duration>,
 }
 
 #[derive(Default)]
@@ -117,7 +121,7 @@ impl<S: Store> FaultStore<S> {
             script: Mutex::default(),
             outage: Mutex::default(),
             ears: Arc::default(),
-            is_watch_lost: AtomicBool::new(false),
+            watch_lag: Mutex::default(),
         }
     }
 
@@ -164,9 +168,9 @@ impl<S: Store> FaultStore<S> {
         *self.outage.lock() = None;
     }
 
-    /// From now on changes of other processes do not count as announced.
-    pub(crate) fn lose_watch(&self) {
-        self.is_watch_lost.store(true, Ordering::SeqCst);
+    /// From now on changes of other processes count as announced so late.
+    pub(crate) fn set_watch_lag(&self, lag: Duration) {
+        *self.watch_lag.lock() = lag;
     }
 
     /// Makes a read, or fails it.
@@ -376,8 +380,8 @@ impl<S: Store> Registry for FaultStore<S> {
         self.inner.watch()
     }
 
-    fn is_watch_live(&self) -> bool {
-        !self.is_watch_lost.load(Ordering::SeqCst) && self.inner.is_watch_live()
+    fn is_watch_live(&self, within: Duration) -> bool {
+        *self.watch_lag.lock() <= within && self.inner.is_watch_live(within)
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {

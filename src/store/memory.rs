@@ -2,7 +2,7 @@
 //!
 //! Several queues can stand over one such store, as the nodes of a cluster stand over one database.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, MutexGuard};
@@ -510,7 +510,7 @@ impl Registry for MemoryStore {
         self.settings_watch.subscribe()
     }
 
-    fn is_watch_live(&self) -> bool {
+    fn is_watch_live(&self, _: Duration) -> bool {
         true
     }
 

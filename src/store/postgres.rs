@@ -45,6 +45,7 @@ use std::{
         Arc,
         atomic::{AtomicU8, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -598,8 +599,8 @@ impl Registry for PostgresStore {
         self.shared.settings_watch.subscribe()
     }
 
-    fn is_watch_live(&self) -> bool {
-        self.shared.hears()
+    fn is_watch_live(&self, within: Duration) -> bool {
+        self.shared.hears(within)
     }
 
     async fn append_audit(&self, id: Uuid, entry: String, oldest: Uuid) -> Result<(), StoreError> {

@@ -49,6 +49,7 @@ use std::{
         mpsc::{self, Sender},
     },
     thread,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -341,7 +342,7 @@ impl Registry for SledStore {
         self.shared.settings_watch.subscribe()
     }
 
-    fn is_watch_live(&self) -> bool {
+    fn is_watch_live(&self, _: Duration) -> bool {
         true
     }
 

@@ -1,6 +1,6 @@
 //! The contract of every store, and what a crash leaves of each call.
 
-use std::{num::NonZeroU64, sync::Arc};
+use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -299,8 +299,9 @@ pub trait Registry: Send + Sync + 'static {
     /// so does a receiver that lags behind.
     fn watch(&self) -> broadcast::Receiver<String>;
 
-    /// Whether changes of other processes are announced at the moment. If not, the empty name is announced once they are again.
-    fn is_watch_live(&self) -> bool;
+    /// Whether changes of other processes are announced `within` this time at the moment. If changes are not announced, the empty
+    /// name is once they are again.
+    fn is_watch_live(&self, within: Duration) -> bool;
 
     /// Writes an entry of the audit log or replaces it. Ids order the entries. Removes entries before `oldest`, and the
     /// oldest beyond [`MAX_AUDIT_BYTES`]; of very many a part is left to the next call.

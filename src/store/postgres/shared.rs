@@ -60,9 +60,6 @@ pub(super) enum Standing {
 /// It begins nothing more.
 const BEAT_LIMIT: Duration = Duration::from_secs(4);
 
-/// Without an answer for so long, changes by others may not have come either. With a row unread for so long, they have not.
-const HEARING_LIMIT: Duration = Duration::from_secs(2);
-
 impl Shared {
     /// Why the store can't be used at the moment, if so.
     pub(super) fn trouble(&self) -> Option<String> {
@@ -76,12 +73,13 @@ impl Shared {
         *self.state.write() = state;
     }
 
-    /// Whether this node hears of changes by others as they are made.
-    pub(super) fn hears(&self) -> bool {
+    /// Whether this node hears of changes by others `within` this time. Without an answer for so long, they may not have come. With
+    /// a row unread for so long, they have not.
+    pub(super) fn hears(&self, within: Duration) -> bool {
         let read = self.state.read().n;
         self.trouble().is_none()
-            && self.beat_at.lock().elapsed() <= HEARING_LIMIT
-            && !self.unread.lock().is_late(read, Instant::now())
+            && self.beat_at.lock().elapsed() <= within
+            && !self.unread.lock().is_late(read, Instant::now(), within)
     }
 
     /// Has the writer read the feed up to this row, if it has not.
@@ -108,8 +106,8 @@ impl Unread {
         }
     }
 
-    fn is_late(&self, read: i64, now: Instant) -> bool {
-        self.0.is_some_and(|(row, since)| row > read && now - since > HEARING_LIMIT)
+    fn is_late(&self, read: i64, now: Instant, within: Duration) -> bool {
+        self.0.is_some_and(|(row, since)| row > read && now - since > within)
     }
 }
 
@@ -123,23 +121,25 @@ pub(super) struct Reset {
 mod tests {
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(2);
+
     #[test]
     fn a_node_is_late_if_it_has_not_read_a_row_for_two_seconds_and_not_if_there_is_always_a_newer_one() {
         let start = Instant::now();
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         let mut unread = Unread::default();
         unread.saw(7, 7, at(0));
-        assert!(!unread.is_late(7, at(60_000)), "it has read all");
+        assert!(!unread.is_late(7, at(60_000), LIMIT), "it has read all");
         for n in 8..100_u64 {
             let (row, read) = (i64::try_from(n).unwrap(), i64::try_from(n - 1).unwrap());
             unread.saw(row, read, at(n * 500));
-            assert!(!unread.is_late(read, at(n * 500 + 499)), "it reads each in time");
+            assert!(!unread.is_late(read, at(n * 500 + 499), LIMIT), "it reads each in time");
         }
         unread.saw(100, 98, at(50_000));
         unread.saw(200, 98, at(52_000));
-        assert!(!unread.is_late(98, at(51_400)) && unread.is_late(98, at(51_600)));
-        assert!(!unread.is_late(99, at(60_000)), "it has read the one that it had to");
+        assert!(!unread.is_late(98, at(51_400), LIMIT) && unread.is_late(98, at(51_600), LIMIT));
+        assert!(!unread.is_late(99, at(60_000), LIMIT), "it has read the one that it had to");
         unread.saw(200, 99, at(60_000));
-        assert!(!unread.is_late(99, at(62_000)) && unread.is_late(99, at(62_001)));
+        assert!(!unread.is_late(99, at(62_000), LIMIT) && unread.is_late(99, at(62_001), LIMIT));
     }
 }

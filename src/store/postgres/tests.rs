@@ -303,7 +303,7 @@ async fn hints_and_changed_settings_reach_every_node() {
     while timeout(PATIENCE, watch.recv()).await.unwrap().unwrap() != "key/a" {}
     assert_eq!(other.prefix("key/").await.unwrap(), [("key/a".to_owned(), "{}".to_owned())]);
     let are_live = async {
-        while !one.is_watch_live() || !other.is_watch_live() {
+        while ![&one, &other].into_iter().all(|store| store.is_watch_live(Duration::from_secs(1))) {
             tokio::task::yield_now().await;
         }
     };
