@@ -8,7 +8,7 @@
 //! - `door`: the listener and its connections
 //! - `duties`: what one node does for all
 //! - `error`: why the service can't start
-//! - `hints`: clients that wait, for the other nodes
+//! - `letters`: what nodes tell each other of waiting clients and of calls
 //! - `machine`: what the machine allows
 //! - `memo`: what the dispatcher knows, for the other nodes
 //! - `model_check`: whether the models exist
@@ -20,7 +20,7 @@
 mod door;
 mod duties;
 pub mod error;
-mod hints;
+mod letters;
 mod machine;
 mod memo;
 mod model_check;
@@ -42,10 +42,13 @@ use tokio::{
     sync::mpsc,
     task::{self, JoinHandle},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tracing::{error, info, warn};
 
-use self::{duties::Duties, error::StartError, memo::Memo, upkeep::Upkeep};
+use self::{duties::Duties, error::StartError, letters::Letters, memo::Memo, upkeep::Upkeep};
 pub use self::{
     parts::{Tuning, is_in_use},
     secrets::{admin_token_file, stored_admin_token},
@@ -61,6 +64,7 @@ use crate::{
         environment::{self, GatewayAccess},
     },
     dashboard::{self, Sessions},
+    dispatch::assigned,
     http::{self, api::Api, caps::Caps, failures::Failures, memory::MemoryBudget, memos::Memos, observe::RefusalLog},
     ledger::Spending,
     limits::Limits,
@@ -85,6 +89,9 @@ use crate::{
 
 const CONNECTION_GRACE: Duration = Duration::from_secs(2);
 
+/// How long a node that stops waits for its last claims before it leaves the rest to another.
+const CLAIM_GRACE: Duration = Duration::from_secs(3);
+
 /// Checks the settings as far as that is possible without a start.
 pub fn check(settings: &Settings) -> Result<(), StartError> {
     parts::tokens(settings)?;
@@ -106,13 +113,19 @@ pub struct App {
     admin_token: SecretString,
     grace: Duration,
     closing: CancellationToken,
+    /// Follows attempts to their end.
     tracker: TaskTracker,
+    /// Follows claims until they are stored.
+    claims: TaskTracker,
+    /// Works with the other nodes, until all attempts have ended.
+    _together: Option<AbortOnDropHandle<()>>,
     prompts: Prompts,
     auth: Arc<Auth>,
     operations: Operations,
     memo: Option<Arc<Memo>>,
     audit: Arc<AuditLog>,
     store: Arc<dyn Store>,
+    database: Option<Arc<PostgresStore>>,
     http: Handle<SocketAddr>,
     server: JoinHandle<io::Result<()>>,
     /// Receives an error if no model of the settings can be used, or this node can't take over from another.
@@ -146,7 +159,8 @@ impl App {
         let budget = parts::budget(settings, &agent.planner, &clock, spending.clone())?;
         let limits = parts::limits(settings, &agent.planner, budget);
         let closing = CancellationToken::new();
-        let policy = parts::policy(settings, tuning, address, &agent.planner, &limits, &clock);
+        let nodes = parts::nodes(database.as_deref());
+        let policy = parts::policy(settings, tuning, address, &agent.planner, &limits, &clock, nodes);
         let policy = parts::shared(policy, redis.as_ref());
         let queue = Queue::open(Arc::clone(&store), clock.clone(), policy, metrics.clone(), spending, closing.clone());
         let queue = queue.await.map_err(StartError::Recovery)?;
@@ -183,7 +197,7 @@ impl App {
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
-        let (tracker, operations) = (TaskTracker::new(), queue.operations());
+        let (tracker, claims, operations) = (TaskTracker::new(), TaskTracker::new(), queue.operations());
         let (fault, faults) = mpsc::channel(1);
         let duties = Duties {
             worker: worker.clone(),
@@ -192,6 +206,7 @@ impl App {
             upkeep: Arc::clone(&upkeep),
             memo: memo.clone(),
             tracker: tracker.clone(),
+            claims: claims.clone(),
         };
         if let Some(disk) = parts::disk_watch(settings, tuning, &metrics) {
             disk.look(&worker.queue).await;
@@ -201,15 +216,20 @@ impl App {
         copies.extend([Arc::clone(&auth) as Arc<dyn Live>, Arc::clone(&caps) as _, upkeep as _]);
         copies.push(Arc::new(prompts.clone()));
         copies.extend(memo.clone().map(|memo| memo as _));
+        duties::recover(&worker.queue).await.map_err(StartError::Recovery)?;
         duties.begin(seat).await?;
 
         // From here on nothing fails: tasks that run already would outlive a failed start.
         announce_access(auth.is_open(), address, tuning.is_simulated);
         tracker.spawn(sweeper::history::run(operations.clone(), closing.clone()));
-        if let Some(database) = database {
-            database.accept_calls();
-            tracker.spawn(hints::run(queue.clone(), name, database, closing.clone()));
-        }
+        let together = database.as_ref().zip(memo.as_ref()).map(|(database, memo)| {
+            let (database, memo, tracker) = (Arc::clone(database), Arc::clone(memo), tracker.clone());
+            let letters = Letters { queue: queue.clone(), node: name, database, memo };
+            let (worker, work) = (worker.clone(), queue.work());
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                tokio::join!(assigned::run(worker, tracker), work.follow_own_node(), letters.run());
+            }))
+        });
         let following = closing.clone();
         tracker.spawn(async move { following.run_until_cancelled(registry.follow(copies, &metrics)).await });
         if let Some(redis) = &redis {
@@ -220,6 +240,9 @@ impl App {
         let api =
             api(settings, &queue, &worker, &prompts, (&auth, caps), (&store, &audit), (webhooks, redis, memo.as_ref()));
         let shown = parts::shown(settings, tuning, address);
+        if let Some(database) = &database {
+            database.accept_calls();
+        }
         let router = http::router(api, |api| dashboard::router(api, sessions, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
         check_models(agent, closing.clone(), fault);
@@ -234,12 +257,15 @@ impl App {
             grace,
             closing,
             tracker,
+            claims,
+            _together: together,
             prompts,
             auth,
             operations,
             memo,
             audit,
             store,
+            database,
             http,
             server,
             faults,
@@ -292,13 +318,21 @@ impl App {
         info!(grace_s = self.grace.as_secs(), "stopping: running attempts may finish");
         self.closing.cancel();
         self.tracker.close();
+        if let Some(database) = &self.database {
+            self.claims.close();
+            if tokio::time::timeout(CLAIM_GRACE, self.claims.wait()).await.is_err() {
+                warn!("the last claims take long to store");
+            }
+            if let Some(memo) = &self.memo {
+                memo.leave().await;
+            }
+            // From now on another node hands out the calls.
+            database.drain().await;
+        }
         if self.store.lost().is_cancelled() {
             warn!("running attempts end with an unknown outcome, because their end could not be stored");
         } else if tokio::time::timeout(self.grace, self.tracker.wait()).await.is_err() {
             warn!("SHUTDOWN_GRACE is over: running attempts end with an unknown outcome");
-        }
-        if let Some(memo) = &self.memo {
-            memo.leave().await;
         }
         self.http.graceful_shutdown(Some(CONNECTION_GRACE));
         if let Err(error) = self.server.await.unwrap_or_else(|panic| Err(io::Error::other(panic))) {

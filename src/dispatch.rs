@@ -4,8 +4,13 @@
 //! Several claims are under way at a time and share commits. A job that is submitted while no other is ready and a call may
 //! be made is stored already claimed ([`Standby`]): that halves its way to Claude.
 //!
+//! Where several nodes make calls, the dispatcher has the least busy one make the next. It follows each attempt to its end, and
+//! counts in the limits what it used.
+//!
+//! - `assigned`: the attempts that another node has claimed for this one
 //! - `prefetch`: how many jobs are claimed before a call ends, where a claim takes long compared with a call
 
+pub mod assigned;
 mod prefetch;
 
 use std::{
@@ -26,15 +31,19 @@ use tracing::{debug, error};
 use self::prefetch::Prefetch;
 use crate::{
     agent::{Agent, Analyst},
-    digest::Lane,
+    digest::{Lane, ModelKey},
+    job::{Attempt, AttemptOutcome, Job, Owner},
     limits::Permit,
     process,
-    queue::{Claim, Lanes, Proposal, Reserved, Standby},
-    worker::Worker,
+    queue::{Claim, Lanes, Preview, Proposal, Reserved, Standby},
+    worker::{Worker, settle_permit},
 };
 
 /// Pause after a claim that failed because the store is unavailable.
 const CLAIM_RETRY: Duration = Duration::from_millis(500);
+
+/// How often the dispatcher looks whether the node that makes a call is there.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Jobs that are being claimed, called for or settled, for each call at once: the disk is at work on some while Claude is
 /// at work on others. The limits see to the number of calls.
@@ -50,7 +59,10 @@ struct Inner<A> {
     /// No job is claimed before: the store was unavailable.
     retry_at: Mutex<Instant>,
     prefetch: Prefetch,
+    /// Follows attempts to their end.
     tracker: TaskTracker,
+    /// Follows claims until they are stored.
+    claims: TaskTracker,
 }
 
 /// Room for the attempt of a job that is being stored.
@@ -58,8 +70,8 @@ struct Place<A> {
     dispatcher: Dispatcher<A>,
     slot: OwnedSemaphorePermit,
     permit: Permit,
-    /// The tracker waits for the attempt from now on.
-    _token: TaskTrackerToken,
+    /// The trackers wait for the claim and the attempt from now on.
+    _tokens: [TaskTrackerToken; 2],
 }
 
 impl<A> Clone for Dispatcher<A> {
@@ -70,15 +82,25 @@ impl<A> Clone for Dispatcher<A> {
 
 impl<A: Analyst> Dispatcher<A> {
     /// Starts to dispatch, with at most `calls` calls at once, until the worker's `closing` is cancelled. `tracker` follows
-    /// all attempts to their end.
-    pub fn start(worker: Worker<A>, calls: usize, tracker: &TaskTracker) {
+    /// all attempts to their end, and `claims` all claims until they are stored.
+    pub fn start(worker: Worker<A>, calls: usize, tracker: &TaskTracker, claims: &TaskTracker) {
         let slots = Arc::new(Semaphore::new(JOBS_PER_CALL * calls));
         let (retry_at, prefetch) = (Mutex::new(Instant::now()), Prefetch::default());
-        let dispatcher = Dispatcher(Arc::new(Inner { worker, slots, retry_at, prefetch, tracker: tracker.clone() }));
+        let dispatcher = Dispatcher(Arc::new(Inner {
+            worker,
+            slots,
+            retry_at,
+            prefetch,
+            tracker: tracker.clone(),
+            claims: claims.clone(),
+        }));
         let standby: Weak<dyn Standby> = Arc::downgrade(&dispatcher.0) as _;
         dispatcher.0.worker.queue.set_standby(standby);
+        let token = claims.token();
         tracker.spawn(process::task(async move {
+            let _token = token;
             let Worker { closing, metrics, .. } = &dispatcher.0.worker;
+            dispatcher.count_running().await;
             // Without it no job would be claimed any more.
             while let Some(Err(_)) =
                 closing.run_until_cancelled(AssertUnwindSafe(dispatcher.run()).catch_unwind()).await
@@ -91,7 +113,7 @@ impl<A: Analyst> Dispatcher<A> {
     }
 
     async fn run(&self) {
-        let Inner { worker: Worker { queue, limits, .. }, slots, tracker, .. } = &*self.0;
+        let Inner { worker: Worker { queue, limits, .. }, slots, tracker, claims, .. } = &*self.0;
         loop {
             let retry_at = *self.0.retry_at.lock();
             if retry_at > Instant::now() {
@@ -103,20 +125,37 @@ impl<A: Analyst> Dispatcher<A> {
             // None if the job has been cancelled, or was handed over, meanwhile.
             if let Some(proposal) = queue.propose(&Lanes::Only(permit.lanes().to_vec())) {
                 // A task of its own, which is never dropped half-way: a durable claim must reach its attempt.
-                tracker.spawn(process::task(self.clone().claim(proposal, permit, slot)));
+                tracker.spawn(process::task(self.clone().claim(proposal, permit, slot, claims.token())));
             }
         }
     }
 
-    async fn claim(self, proposal: Proposal, permit: Permit, slot: OwnedSemaphorePermit) {
+    /// The attempts that a former dispatcher permitted, and that nodes still make, count as calls of this one.
+    async fn count_running(&self) {
+        let Worker { queue, limits, .. } = &self.0.worker;
+        for job in queue.running() {
+            if let Some(at_risk) = queue.at_risk(job.id).await {
+                let permit = limits.occupy(job.asks.or(job.model), at_risk);
+                let dispatcher = self.clone();
+                self.0.tracker.spawn(process::task(async move { dispatcher.attend(&job, permit).await }));
+            }
+        }
+    }
+
+    async fn claim(self, proposal: Proposal, mut permit: Permit, slot: OwnedSemaphorePermit, token: TaskTrackerToken) {
         let Inner { worker: Worker { queue, limits, .. }, prefetch, .. } = &*self.0;
         if queue.is_store_down() {
             // Its attempt would be released before the call.
             *self.0.retry_at.lock() = Instant::now() + CLAIM_RETRY;
             return;
         }
+        if let Some((node, preview, asks)) = self.elsewhere(&proposal, &mut permit).await {
+            return self.claim_for(node, asks, proposal, &preview, permit, token).await;
+        }
         let begun = Instant::now();
-        match queue.claim(proposal).await {
+        let claimed = queue.claim(proposal).await;
+        drop(token);
+        match claimed {
             Ok(Some(claim)) => {
                 limits.claim_ahead(prefetch.claimed(begun.elapsed(), limits.calls_at_once(None)));
                 self.attempt(claim, permit, slot).await;
@@ -129,6 +168,63 @@ impl<A: Analyst> Dispatcher<A> {
         }
     }
 
+    /// The node that is to make the call instead of this one, if any. The permit is for this call then.
+    async fn elsewhere(&self, proposal: &Proposal, permit: &mut Permit) -> Option<(Owner, Preview, ModelKey)> {
+        let worker = &self.0.worker;
+        let node = worker.queue.least_busy_node().filter(|_| !permit.is_ahead())?;
+        let preview = worker.queue.preview(proposal).await?;
+        let asks = worker.admit(&preview, permit)?;
+        Some((node, preview, asks))
+    }
+
+    async fn claim_for(
+        &self,
+        node: Owner,
+        asks: ModelKey,
+        proposal: Proposal,
+        preview: &Preview,
+        permit: Permit,
+        token: TaskTrackerToken,
+    ) {
+        let queue = &self.0.worker.queue;
+        let claimed = queue.claim_for(node, asks, proposal, &preview.request).await;
+        drop(token);
+        match claimed {
+            Ok(Some(job)) => self.attend(&job, permit).await,
+            Ok(None) => {}
+            Err(error) => {
+                debug!(%error, "failed to claim a job for another node");
+                // The claim may be stored all the same, and the node make the call.
+                while queue.is_store_down() {
+                    *self.0.retry_at.lock() = Instant::now() + CLAIM_RETRY;
+                    tokio::time::sleep(CLAIM_RETRY).await;
+                }
+                if let Some(job) = queue.running_attempt(preview.job.id, preview.job.attempt.saturating_add(1)) {
+                    self.attend(&job, permit).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for the end of an attempt, and counts what it used. If its node is silent, its call no longer takes the place of
+    /// another. The budget has room for it until the end.
+    async fn attend(&self, job: &Job, mut permit: Permit) {
+        let Worker { queue, closing, .. } = &self.0.worker;
+        let begun = Instant::now();
+        // Until the ledger has what the call cost.
+        let _share = permit.budget_share();
+        let mut over = std::pin::pin!(closing.run_until_cancelled(queue.attempt_over(job.id, job.attempt)));
+        while job.owner.is_some_and(|owner| queue.is_ready(owner)) {
+            tokio::select! {
+                biased;
+                attempt = &mut over => return settle(permit, begun.elapsed(), attempt.flatten().as_deref()),
+                () = tokio::time::sleep(LOOK_PAUSE) => {}
+            }
+        }
+        permit.settle_failed(None);
+        over.await;
+    }
+
     async fn attempt(&self, claim: Claim, permit: Permit, _slot: OwnedSemaphorePermit) {
         if let Some(took) = self.0.worker.attempt(&claim, permit).await {
             self.0.prefetch.called(took);
@@ -136,22 +232,31 @@ impl<A: Analyst> Dispatcher<A> {
     }
 }
 
+/// Counts what an attempt of another node used. It may have made no call, or may not be readable.
+fn settle(permit: Permit, took: Duration, attempt: Option<&Attempt>) {
+    let was_made =
+        |attempt: &Attempt| attempt.outcome != AttemptOutcome::Released || attempt.report.http_status.is_some();
+    if attempt.is_none_or(was_made) {
+        settle_permit(permit, took, attempt.map(|attempt| &*attempt.report));
+    }
+}
+
 impl<A: Analyst> Standby for Inner<A> {
     fn reserve(self: Arc<Self>, lane: Lane) -> Option<Box<dyn Reserved>> {
         // Before the check, so that a stop that begins here waits for it.
-        let token = self.tracker.token();
+        let tokens = [self.tracker.token(), self.claims.token()];
         if self.worker.closing.is_cancelled() || self.worker.queue.is_store_down() {
             return None;
         }
         let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;
         let permit = self.worker.limits.try_permit(lane)?;
-        Some(Box::new(Place { dispatcher: Dispatcher(self), slot, permit, _token: token }))
+        Some(Box::new(Place { dispatcher: Dispatcher(self), slot, permit, _tokens: tokens }))
     }
 }
 
 impl<A: Analyst> Reserved for Place<A> {
     fn start(self: Box<Self>, claim: Claim) {
-        let Place { dispatcher, slot, permit, _token } = *self;
+        let Place { dispatcher, slot, permit, _tokens } = *self;
         let tracker = dispatcher.0.tracker.clone();
         tracker.spawn(process::task(async move { dispatcher.attempt(claim, permit, slot).await }));
     }

@@ -5,6 +5,7 @@
 //! - `gate`: stops calls while all of them would fail alike
 //! - `memo`: what the dispatcher knows, for the other nodes
 //! - `model`: the limits, the gate and the calls of one model
+//! - `observation`: what a call shows of Claude's state
 //! - `permit`: permission to make one call
 //! - `reach`: whether Claude can be reached
 //! - `state`: what the handles share
@@ -24,6 +25,7 @@ pub mod budget;
 pub mod gate;
 mod memo;
 mod model;
+mod observation;
 mod permit;
 pub mod reach;
 mod state;
@@ -42,12 +44,14 @@ use self::{
     budget::{Budget, Status},
     gate::{Closed, GateMemo, Refusal, Ruling},
     model::{Model, ModelMemo},
+    observation::Observations,
     reach::Unreachable,
-    state::{Admitted, Inner, State, Waiting},
+    state::{Admitted, Inner, Reserved, State, Waiting},
 };
 pub use self::{
     memo::Memo,
     model::{PerMinute, Tokens},
+    observation::{Call, Observation, Seen},
     permit::{BudgetShare, Permit},
 };
 use crate::{
@@ -55,7 +59,7 @@ use crate::{
     config::values::RateCaps,
     digest::{Lane, ModelKey},
     job::{
-        FailureCode,
+        AtRisk, FailureCode,
         disposition::{Scope, SharedFailure},
     },
     process,
@@ -94,6 +98,7 @@ impl Limits {
             state: Mutex::new(State { caps, workers, ..State::default() }),
             reach: Mutex::default(),
             changed: Notify::new(),
+            observations: Observations::default(),
         }))
     }
 
@@ -341,8 +346,8 @@ impl Limits {
         self.0.reach.lock().adopt(memo.reach, moments);
     }
 
-    /// Begins to make calls, after another node did. What that one had under way has ended. How much it used is not known, so
-    /// all limits begin with nothing left.
+    /// Begins to give permits, after another node did. How much was used is not known, so all limits begin with nothing left.
+    /// Calls that are still under way are to be counted with [`Limits::occupy`].
     pub fn take_over(&self) {
         let mut state = self.0.state.lock();
         state.waiting = 0;
@@ -350,6 +355,28 @@ impl Limits {
         state.taken_over_at = Some(Instant::now());
         if let Some(budget) = &self.0.budget {
             budget.release_all();
+        }
+    }
+
+    /// The permit of a call that is under way by another dispatcher's permission.
+    pub fn occupy(&self, lane: Lane, most: AtRisk) -> Permit {
+        let (inner, key) = (&self.0, lane.unwrap_or_else(|| (self.0.in_use)()));
+        let mut state = inner.state.lock();
+        state.permits += 1;
+        let model = state.model(key);
+        model.under_way += 1;
+        let reserved = vec![Reserved { key, taken: Tokens::default(), is_probe: false }];
+        drop(state);
+        let reservation = inner.budget.as_ref().map(|budget| budget.occupy(most));
+        Permit {
+            shared: Arc::clone(inner),
+            lanes: Vec::new(),
+            reserved,
+            signal: None,
+            used: None,
+            bytes: None,
+            is_account_probe: false,
+            share: reservation.map(|one| BudgetShare { shared: Arc::clone(inner), reservation: Some(one) }),
         }
     }
 

@@ -7,6 +7,7 @@
 //! - `claim`: a claimed job
 //! - `core`: the methods that the handles share
 //! - `draft`: the text of a running attempt
+//! - `elsewhere`: attempts that the dispatcher has other nodes make
 //! - `error`: why the queue could not do as asked
 //! - `estimate`: when the answer of a queued job comes
 //! - `fair_queue`: callers take turns
@@ -28,6 +29,7 @@
 //! - `relay`: the text of attempts that run on other nodes
 //! - `reparse`: reading kept answers again
 //! - `retry`: what becomes of a job after an attempt
+//! - `running`: the attempts under way
 //! - `service_time`: how long attempts last
 //! - `submit`: how a question becomes a job
 //! - `sweep`: what time runs out on
@@ -43,6 +45,7 @@ pub mod bulk;
 mod claim;
 mod core;
 mod draft;
+mod elsewhere;
 mod error;
 mod estimate;
 mod fair_queue;
@@ -64,6 +67,7 @@ mod refused;
 mod relay;
 mod reparse;
 pub mod retry;
+mod running;
 mod service_time;
 mod submit;
 mod sweep;
@@ -75,6 +79,7 @@ pub use self::{
     board::Proposal,
     claim::{Claim, Reserved, Standby},
     draft::Draft,
+    elsewhere::Preview,
     error::QueueError,
     fair_queue::Lanes,
     follow::{Follower, News, Seen},

@@ -123,7 +123,8 @@ impl Simulation {
         let world = World { database, claude, settings, metrics, random: world_random, processes: Default::default() };
         let world = Arc::new(world);
         let start = Timestamp::from_millis(1_800_000_000_000);
-        let machines: Vec<Arc<Machine>> = (0..NODES).map(|_| Machine::new(start)).collect();
+        let machines: Vec<Arc<Machine>> =
+            (0..NODES).map(|place| Machine::new(format!("node {place}"), start)).collect();
         for machine in &machines {
             tokio::spawn(Arc::clone(machine).supervise(Arc::clone(&world)));
         }

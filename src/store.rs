@@ -7,7 +7,7 @@
 //! Every implementation passes the suite [`contract`].
 
 pub mod archive;
-mod nodes;
+pub(crate) mod nodes;
 pub mod postgres;
 pub mod sled;
 mod traits;

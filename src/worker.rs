@@ -1,8 +1,8 @@
-//! A claimed job's attempt: permission to call → the call → settle.
+//! A claimed job's attempt: permission to call → the call → settle. Where the dispatcher has another node make the call, the
+//! permission comes before the claim ([`Worker::admit`]), and that node begins with the call ([`Worker::assigned`]).
 //!
-//! While an attempt runs, its lease is extended. A lost lease, a cancelled job and the time limit stop the attempt at
-//! once. A panic fails the attempt and nothing else. On shutdown a job whose call has not begun is released; the caller decides how
-//! long the others may take.
+//! A cancelled job, one that another attempt owns and the time limit stop the attempt at once. A panic fails the attempt and
+//! nothing else. On shutdown a job whose call has not begun is released; the caller decides how long the others may take.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -21,16 +21,13 @@ use crate::{
         Agent, Analyst, Progress,
         plan::{Assignment, Plan},
     },
-    clock::Timestamp,
+    digest::ModelKey,
     job::{AttemptReport, FailureClass, FailureCode, JobRequest, disposition::Disposition},
-    limits::{self, Limits, Tokens, budget::Room, gate::Ruling},
+    limits::{self, Limits, Seen, Tokens, budget::Room, gate::Ruling},
     metrics::{Metrics, kind},
-    queue::{Claim, WorkQueue, retry::failure_report},
+    queue::{Claim, Preview, WorkQueue, retry::failure_report},
     telemetry::Span,
 };
-
-/// Heartbeats in the time of a lease: two may be lost before the lease is.
-const HEARTBEATS_PER_LEASE: u32 = 3;
 
 /// How much later than the client of Claude a worker gives an attempt up: the client knows what the answer cost.
 const ATTEMPT_GRACE: Duration = Duration::from_secs(2);
@@ -64,7 +61,9 @@ impl<A: Analyst> Worker<A> {
             Permission::Release(code, why) => {
                 self.queue.settle(&claim.job, &Disposition::released(code), failure_report(code, why.to_owned())).await;
             }
-            Permission::Lost => info!(job.id = %claim.job.id, "no call was made: the attempt lost its lease"),
+            Permission::Lost => {
+                info!(job.id = %claim.job.id, "no call was made: the job is not the attempt's any more");
+            }
         }
         None
     }
@@ -86,19 +85,11 @@ impl<A: Analyst> Worker<A> {
                     Permission::Call
                 }
             }
-            () = self.heartbeat(claim) => Permission::Lost,
         }
     }
 
     async fn call(&self, claim: &Claim, mut permit: limits::Permit) -> Option<Duration> {
-        let plan = match self.agent.plan(assignment(claim, self.queue.now())) {
-            Ok(plan) => plan,
-            Err(report) => {
-                let code = report.error.as_ref().map_or(FailureCode::Internal, |error| error.code);
-                self.queue.settle(&claim.job, &Disposition::Fail { code }, *report).await;
-                return None;
-            }
-        };
+        let plan = self.plan(claim).await?;
         if let Some((disposition, report)) = forbidden(&plan, &mut permit) {
             // Released before the permit is dropped: the next claim is to find the job in the queue.
             self.queue.settle(&claim.job, &disposition, report).await;
@@ -106,33 +97,99 @@ impl<A: Analyst> Worker<A> {
         }
         // Until the ledger has what the call cost.
         let _share = permit.budget_share();
-        let span = Span::consumer("analyze", claim.request.traceparent.as_deref());
-        span.note("job.id", claim.job.id.to_string());
-        span.note("job.attempt", i64::from(claim.job.attempt));
-        span.scope(self.ask(claim, &plan, permit, &span)).await
-    }
-
-    async fn ask(&self, claim: &Claim, plan: &Plan, mut permit: limits::Permit, span: &Span) -> Option<Duration> {
-        let Claim { job, lost, draft, .. } = claim;
         if let Err(not_now) = permit.expect(plan.model(), plan.input_bytes) {
             let code = not_now.code.unwrap_or(FailureCode::RateLimited);
             let message = format!("the limits of {} allow no call at the moment", plan.model());
             let disposition = Disposition::Release { code, after: not_now.after, is_demoted: false };
-            self.queue.settle(job, &disposition, failure_report(code, message)).await;
+            self.queue.settle(&claim.job, &disposition, failure_report(code, message)).await;
             return None;
         }
+        self.ask(claim, &plan, Some(permit)).await
+    }
+
+    async fn plan(&self, claim: &Claim) -> Option<Plan> {
+        let Claim { job, request, rejected, refused_by, .. } = claim;
+        let assignment = Assignment {
+            request,
+            rejected: rejected.as_deref(),
+            refused_by,
+            is_waited_for: job.waited_for,
+            asks: job.asks,
+            now: self.queue.now(),
+        };
+        match self.agent.plan(assignment) {
+            Ok(plan) => Some(plan),
+            Err(report) => {
+                let code = report.error.as_ref().map_or(FailureCode::Internal, |error| error.code);
+                self.queue.settle(job, &Disposition::Fail { code }, *report).await;
+                None
+            }
+        }
+    }
+
+    /// The model that a call for this job asks, if it may be made now. The permit is for this call then.
+    pub fn admit(&self, preview: &Preview, permit: &mut limits::Permit) -> Option<ModelKey> {
+        if self.queue.is_store_down() || self.queue.is_paused() {
+            return None;
+        }
+        let Preview { job, request, rejected, refused_by } = preview;
+        let assignment = Assignment {
+            request,
+            rejected: rejected.as_deref(),
+            refused_by,
+            is_waited_for: job.waited_for,
+            asks: None,
+            now: self.queue.now(),
+        };
+        let plan = self.agent.plan(assignment).ok().filter(|plan| forbidden(plan, permit).is_none())?;
+        permit.expect(plan.model(), plan.input_bytes).ok()?;
+        Some(ModelKey::of(plan.model()))
+    }
+
+    /// Makes the attempt that the dispatcher on another node has permitted.
+    pub async fn assigned(&self, claim: &Claim) {
+        if self.closing.is_cancelled() {
+            let (code, why) = (FailureCode::Shutdown, "the service stopped before the call");
+            self.queue.settle(&claim.job, &Disposition::released(code), failure_report(code, why.to_owned())).await;
+        } else if let Some(plan) = self.plan(claim).await {
+            if claim.job.asks == Some(ModelKey::of(plan.model())) {
+                self.ask(claim, &plan, None).await;
+            } else {
+                let why =
+                    "this node does not have the model that the dispatcher chose: give all nodes the same settings";
+                let (code, report) = (FailureCode::Shutdown, failure_report(FailureCode::Shutdown, why.to_owned()));
+                self.queue.settle(&claim.job, &Disposition::released(code), report).await;
+            }
+        }
+    }
+
+    async fn ask(&self, claim: &Claim, plan: &Plan, permit: Option<limits::Permit>) -> Option<Duration> {
+        let span = Span::consumer("analyze", claim.request.traceparent.as_deref());
+        span.note("job.id", claim.job.id.to_string());
+        span.note("job.attempt", i64::from(claim.job.attempt));
+        span.scope(self.ask_within(claim, plan, permit, &span)).await
+    }
+
+    async fn ask_within(
+        &self,
+        claim: &Claim,
+        plan: &Plan,
+        permit: Option<limits::Permit>,
+        span: &Span,
+    ) -> Option<Duration> {
+        let Claim { job, lost, draft, .. } = claim;
         let started = Instant::now();
         let call = span.client(|| "chat".to_owned());
-        let is_probe = permit.is_probe();
-        let question = question(&claim.request);
+        let is_probe = permit.as_ref().is_some_and(limits::Permit::is_probe);
+        let noted = limits::Call { model: plan.model(), question: question(&claim.request), begun: started };
         let is_answered = AtomicBool::new(false);
         let on_progress = |progress: Progress<'_>| match progress {
             // From the head: the calls of other workers need not wait for the end of this one.
-            Progress::Head(limits) => self.limits.learn(plan.model(), limits, started),
+            Progress::Head(limits) => drop(self.limits.saw(noted, Seen::Limits(limits))),
             Progress::Text(piece) => {
                 // From the first piece: an answer may take a minute, and a closed gate need not wait for its end.
                 if !is_answered.swap(true, Ordering::Relaxed) {
-                    self.reached(plan, question, started);
+                    self.reached(noted);
                 }
                 draft.push(piece);
             }
@@ -143,18 +200,19 @@ impl<A: Analyst> Worker<A> {
             biased;
             ended = AssertUnwindSafe(attempt).catch_unwind() => Some(ended),
             () = lost.cancelled() => None,
-            () = self.heartbeat(claim) => None,
         };
         let (disposition, report) = match ended {
             None => {
-                settle_permit(permit, started.elapsed(), None);
-                info!(job.id = %job.id, attempt = job.attempt, "attempt stopped: it lost its lease");
+                if let Some(permit) = permit {
+                    settle_permit(permit, started.elapsed(), None);
+                }
+                info!(job.id = %job.id, attempt = job.attempt, "attempt stopped: the job is not its own any more");
                 return None;
             }
             Some(Ok(Ok((disposition, report)))) => {
                 // First, as a failure in mid-stream comes with a 200 of its own.
-                self.heed(plan, question, started, &report);
-                (self.decide(plan, question, disposition, &report), report)
+                self.heed(noted, &report);
+                (self.decide(noted, disposition, &report), report)
             }
             Some(Err(_)) => {
                 self.metrics.panics.inc();
@@ -170,60 +228,50 @@ impl<A: Analyst> Worker<A> {
         let took = started.elapsed();
         describe(&call, &report);
         drop(call);
-        settle_permit(permit, took, Some(&report));
+        if let Some(permit) = permit {
+            settle_permit(permit, took, Some(&report));
+        }
         self.log(claim, &report, took, is_probe);
         self.queue.settle(job, &disposition, report).await;
         Some(took)
     }
 
     /// Records what the attempt shows of Claude's state.
-    fn heed(&self, plan: &Plan, question: u64, started: Instant, report: &AttemptReport) {
+    fn heed(&self, call: limits::Call<'_>, report: &AttemptReport) {
         let code = report.error.as_ref().map(|error| error.code);
         // A page that comes with 200 is not an answer of Claude's.
         let is_page = code == Some(FailureCode::MalformedResponse);
         if code.is_none() || report.http_status == Some(200) && !is_page {
-            self.reached(plan, question, started);
+            self.reached(call);
         }
         let is_lost = |code| matches!(code, FailureCode::ConnectFailed | FailureCode::ConnectionLost);
         if let Some(error) = report.error.as_ref().filter(|error| is_lost(error.code)) {
-            if self.limits.connection_failed(question, error.code, &error.message) {
+            let seen = Seen::Unconnected { code: error.code, detail: error.message.clone() };
+            if self.limits.saw(call, seen) {
                 error!(detail = error.message, "Claude can't be reached: jobs are tried again until it can");
             }
-        } else if report.http_status.is_some() && self.limits.connected() {
+        } else if report.http_status.is_some() && self.limits.saw(call, Seen::Connected) {
             info!("Claude can be reached again");
         }
         match code {
-            Some(FailureCode::Overloaded) => self.limits.overloaded(plan.model(), question),
-            None => self.limits.answered(plan.model()),
-            Some(_) => {}
-        }
+            Some(FailureCode::Overloaded) => self.limits.saw(call, Seen::Overloaded),
+            None => self.limits.saw(call, Seen::Answered),
+            Some(_) => false,
+        };
     }
 
-    fn reached(&self, plan: &Plan, question: u64, started: Instant) {
-        if self.limits.reached(plan.model(), question, started) {
+    fn reached(&self, call: limits::Call<'_>) {
+        if self.limits.saw(call, Seen::Reached) {
             info!("Claude answers again: the queue continues");
         }
     }
 
-    async fn heartbeat(&self, claim: &Claim) {
-        let mut beat = tokio::time::interval(self.queue.lease() / HEARTBEATS_PER_LEASE);
-        beat.tick().await;
-        loop {
-            beat.tick().await;
-            match self.queue.extend(&claim.job).await {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => warn!(job.id = %claim.job.id, %error, "failed to extend the lease; trying again"),
-            }
-        }
-    }
-
     /// What becomes of the job, once the gate has decided whether a failure concerns all.
-    fn decide(&self, plan: &Plan, question: u64, disposition: Disposition, report: &AttemptReport) -> Disposition {
+    fn decide(&self, call: limits::Call<'_>, disposition: Disposition, report: &AttemptReport) -> Disposition {
         let Disposition::Block { failure, alone } = disposition else { return disposition };
         let code = failure.code;
         let detail = report.error.as_ref().map_or("", |error| error.message.as_str());
-        match self.limits.block(plan.model(), &failure, question, detail) {
+        match self.limits.saw_block(call, &failure, detail) {
             Ruling::Alone => *alone,
             Ruling::Closed { is_news, probe_in } => {
                 let needs_person = failure.opens_after.is_none();
@@ -303,16 +351,6 @@ fn question(request: &JobRequest) -> u64 {
     hasher.finish()
 }
 
-fn assignment(claim: &Claim, now: Timestamp) -> Assignment<'_> {
-    Assignment {
-        request: &claim.request,
-        rejected: claim.rejected.as_deref(),
-        refused_by: &claim.refused_by,
-        is_waited_for: claim.job.waited_for,
-        now,
-    }
-}
-
 /// Describes the call in the job's trace, by the conventions for generative AI:
 /// <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>.
 fn describe(call: &Span, report: &AttemptReport) {
@@ -332,7 +370,7 @@ fn describe(call: &Span, report: &AttemptReport) {
 }
 
 /// Without a report the attempt was stopped.
-fn settle_permit(permit: limits::Permit, took: Duration, report: Option<&AttemptReport>) {
+pub fn settle_permit(permit: limits::Permit, took: Duration, report: Option<&AttemptReport>) {
     let code = report.and_then(|report| report.error.as_ref()).map(|error| error.code);
     if code == Some(FailureCode::ConnectFailed) {
         // Nothing was sent, so the permit is dropped unused.

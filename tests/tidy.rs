@@ -17,7 +17,7 @@ const LAYERS: [(&str, &str); 25] = [
         "http auth dashboard dispatch worker sweeper webhook redis agent queue audit history registry store store::sled store::postgres limits prompts claude analysis ledger job",
     ),
     // All nodes of a cluster in one test.
-    ("simulation", "dispatch worker sweeper agent queue registry store limits ledger claude job"),
+    ("simulation", "dispatch worker sweeper agent queue registry store store::postgres limits ledger claude job"),
     // These two show memos, and why calls to Claude are held.
     ("http", "auth agent::models webhook queue audit history registry store limits prompts analysis ledger job"),
     ("dashboard", "queue audit registry limits analysis ledger job"),

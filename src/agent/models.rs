@@ -96,7 +96,7 @@ impl Models {
         memo
     }
 
-    /// Takes over what the dispatcher knows. For a node that makes no calls.
+    /// Takes over what the dispatcher knows.
     pub fn adopt(&self, memo: Vec<ModelMemo>, moments: &Moments) {
         for known in memo {
             let left_out = known.left_out.iter().filter_map(|name| name.parse::<Parameter>().ok()).map(<&str>::from);
@@ -107,6 +107,17 @@ impl Models {
                 shape.schema_used_at = shape.schema_used_at.max(known.schema_used_at);
             });
         }
+    }
+
+    /// Adds what another node has learnt by its calls.
+    pub fn merge(&self, memo: &ModelMemo, moments: &Moments) {
+        let left_out = memo.left_out.iter().filter_map(|name| name.parse::<Parameter>().ok()).map(<&str>::from);
+        self.learn(&memo.model, |shape| {
+            shape.out_until = shape.out_until.max(memo.out_until.map(|until| moments.instant(until)));
+            shape.left_out.extend(left_out);
+            shape.max_tokens = [shape.max_tokens, memo.max_tokens].into_iter().flatten().min();
+            shape.schema_used_at = shape.schema_used_at.max(memo.schema_used_at);
+        });
     }
 
     /// `first`, and what stands in for it. A job may also name one of `allowed`.

@@ -11,6 +11,7 @@ use crate::{
     },
     clock::Timestamp,
     config::Effort,
+    digest::ModelKey,
     job::{AtRisk, Attempt, AttemptError, AttemptReport, Depth, FailureCode, JobRequest},
     prompts::{self, PromptError, Prompts, Question, Rendered},
 };
@@ -49,12 +50,14 @@ pub struct Assignment<'a> {
     /// Models that declined to answer: they are not asked again while there is another.
     pub refused_by: &'a [String],
     pub is_waited_for: bool,
+    /// The model to ask, if the limits have room for a call of no other.
+    pub asks: Option<ModelKey>,
     pub now: Timestamp,
 }
 
 impl Assignment<'_> {
     pub fn of(request: &JobRequest, now: Timestamp) -> Assignment<'_> {
-        Assignment { request, rejected: None, refused_by: &[], is_waited_for: false, now }
+        Assignment { request, rejected: None, refused_by: &[], is_waited_for: false, asks: None, now }
     }
 }
 
@@ -143,11 +146,12 @@ impl Planner {
 
     /// The error is the report of an attempt that can't be made, now or later.
     pub fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
-        let Assignment { request, rejected, refused_by, is_waited_for, now } = assignment;
+        let Assignment { request, rejected, refused_by, is_waited_for, asks, now } = assignment;
         let is_reduced = rejected.is_some_and(was_cut_by_time);
         let depth = if is_reduced { Depth::Brief } else { request.depth.resolved(is_waited_for) };
         let prompt = self.render(assignment, depth).map_err(|error| Box::new(self.unrendered(request, &error)))?;
-        let model = self.model_for(request, refused_by).to_owned();
+        let asked = asks.and_then(|asks| self.models.ids().find(|id| ModelKey::of(id) == asks));
+        let model = asked.unwrap_or_else(|| self.model_for(request, refused_by)).to_owned();
         let max_tokens = self.models.max_tokens(&model, self.max_tokens(depth));
         let mut question = prompt.user;
         let (sent_back, repair) = match rejected {

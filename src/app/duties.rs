@@ -1,4 +1,4 @@
-//! What one node does for all nodes of a database: it makes the calls, sends the webhooks, and lets time pass. A service on
+//! What one node does for all nodes of a database: it hands out the calls, sends the webhooks, and lets time pass. A service on
 //! its own disk does it from its start on, a node of a database once it has the seat.
 
 use std::{sync::Arc, time::Duration};
@@ -29,6 +29,8 @@ pub(super) struct Duties {
     /// `None` without a database.
     pub(super) memo: Option<Arc<Memo>>,
     pub(super) tracker: TaskTracker,
+    /// Follows claims until they are stored.
+    pub(super) claims: TaskTracker,
 }
 
 impl Duties {
@@ -46,17 +48,17 @@ impl Duties {
             self.take_over();
             return Ok(());
         };
-        info!("another node makes the calls; this one takes over when that one ends");
+        info!("another node hands out the calls; this one takes over when that one ends");
         let (tracker, closing) = (self.tracker.clone(), self.worker.closing.clone());
         tracker.spawn(async move {
             let taking_over = async {
                 seat.taken().await;
                 // The database may have trouble just then.
                 while let Err(error) = self.prepare().await {
-                    warn!(%error, "this node can't make calls yet; trying again");
+                    warn!(%error, "this node can't hand out calls yet; trying again");
                     tokio::time::sleep(RETRY).await;
                 }
-                info!("this node makes the calls from now on");
+                info!("this node hands out the calls from now on");
                 self.take_over();
             };
             closing.run_until_cancelled(taking_over).await;
@@ -74,7 +76,7 @@ impl Duties {
     }
 
     fn take_over(self) {
-        let Duties { worker, calls, webhooks, upkeep, memo, tracker } = self;
+        let Duties { worker, calls, webhooks, upkeep, memo, tracker, claims } = self;
         let Worker { queue, closing, metrics, .. } = &worker;
         metrics.dispatcher.set(1);
         tracker.spawn(sweeper::run(queue.clone(), closing.clone()));
@@ -84,16 +86,16 @@ impl Duties {
             // Not tracked: it ends after the attempts.
             tokio::spawn(async move { memo.run(closing).await });
         }
-        Dispatcher::start(worker, calls, &tracker);
+        Dispatcher::start(worker, calls, &tracker, &claims);
         tracker.spawn(async move { upkeep.run().await });
     }
 }
 
-/// Ends the attempts and the overdue jobs of the last run.
-async fn recover(queue: &WorkQueue) -> Result<(), QueueError> {
-    let orphans = queue.recover().await?;
-    if orphans > 0 {
-        warn!(orphans, "attempts of the last run ended with an unknown outcome");
+/// Ends the attempts of processes that have ended, and overdue jobs.
+pub(super) async fn recover(queue: &WorkQueue) -> Result<(), QueueError> {
+    let attempts = queue.end_lost().await?;
+    if attempts > 0 {
+        warn!(attempts, "attempts ended with an unknown outcome: their processes have ended");
     }
     while queue.end_overdue().await? > 0 {}
     Ok(())

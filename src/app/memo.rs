@@ -41,7 +41,7 @@ pub(super) struct Memo {
     pub(super) models: Models,
     pub(super) clock: Clock,
     started_at: Instant,
-    /// Whether this node makes the calls. Held while it adopts what another one knows.
+    /// Whether this node hands out the calls. Held while it adopts what another one knows.
     is_dispatcher: Mutex<bool>,
     /// When a dispatcher last was at work, as far as this node knows.
     at_work: Mutex<Timestamp>,
@@ -80,6 +80,11 @@ impl Memo {
         }
     }
 
+    /// Whether this node hands out the calls.
+    pub(super) fn is_dispatcher(&self) -> bool {
+        *self.is_dispatcher.lock()
+    }
+
     /// Starts with what the former dispatcher knew. Before the first claim.
     ///
     /// # Errors
@@ -89,12 +94,10 @@ impl Memo {
         let mut is_dispatcher = self.is_dispatcher.lock();
         *is_dispatcher = true;
         self.limits.take_over();
-        self.operations.take_over();
         Ok(())
     }
 
-    /// Stores what this node knows, from its take-over until [`Memo::leave`]. It is at work until `closing` is cancelled; then
-    /// its calls end, and what they show is stored too.
+    /// Stores what this node knows, from its take-over until [`Memo::leave`]. It is at work until `closing` is cancelled.
     pub(super) async fn run(&self, closing: CancellationToken) {
         let mut moments = Moments::now(&self.clock);
         let mut tick = tokio::time::interval(STATE_PAUSE);
@@ -123,10 +126,6 @@ impl Memo {
         // A node that has just started may not have heard of it yet.
         let is_missing = self.clock.now().since(at_work) > MISSING && self.started_at.elapsed() > MISSING;
         is_missing.then_some(at_work)
-    }
-
-    pub(super) fn is_dispatcher(&self) -> bool {
-        *self.is_dispatcher.lock()
     }
 
     /// Stores what has changed, if this node is the dispatcher.

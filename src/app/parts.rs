@@ -34,7 +34,7 @@ use crate::{
     prompts::Prompts,
     queue::{Policy, SharedRates, TextRelay, retry::RetryBounds},
     redis::Redis,
-    store::sled::SledConfig,
+    store::{Alone, Nodes, postgres::PostgresStore, sled::SledConfig},
     sweeper::disk::DiskWatch,
 };
 
@@ -208,6 +208,12 @@ pub(super) fn node(settings: &Settings, address: SocketAddr) -> String {
     }
 }
 
+/// The nodes that can make calls.
+pub(super) fn nodes(database: Option<&PostgresStore>) -> Arc<dyn Nodes> {
+    let alone = || Arc::new(Alone::new(Owner::new(OWN_NODE, rand::random()))) as _;
+    database.map_or_else(alone, PostgresStore::nodes)
+}
+
 pub(super) fn policy(
     settings: &Settings,
     tuning: Tuning,
@@ -215,6 +221,7 @@ pub(super) fn policy(
     planner: &Planner,
     limits: &Limits,
     clock: &Clock,
+    nodes: Arc<dyn Nodes>,
 ) -> Policy {
     let estimate_risk = {
         let (planner, clock) = (planner.clone(), clock.clone());
@@ -226,9 +233,7 @@ pub(super) fn policy(
     };
     Policy {
         node: node(settings, address),
-        // One process at a time makes attempts: it holds the lock of the files, or the seat of the database. So all processes
-        // are starts of one node.
-        owner: Owner::new(OWN_NODE, rand::random()),
+        nodes,
         workers: workers(settings),
         deadlines_first: tuning.deadlines_first,
         max_pending: settings.max_queued_jobs,

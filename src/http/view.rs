@@ -284,7 +284,7 @@ impl<'a> JobView<'a> {
         let status = job.status(now);
         let run_at = match job.state {
             JobState::Queued { run_at } => (run_at > now).then_some(run_at),
-            JobState::Running { .. } | JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => None,
+            JobState::Running | JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => None,
         };
         JobView {
             id: job.id,
@@ -431,7 +431,7 @@ pub(super) fn links(job: &Job, has_webhook: bool) -> Links {
     let link = |action| Some(format!("{this}/{action}"));
     let resend = if has_webhook { link("resend-webhook") } else { None };
     let (cancel, retry, resend_webhook) = match job.state {
-        JobState::Queued { .. } | JobState::Running { .. } => (link("cancel"), None, None),
+        JobState::Queued { .. } | JobState::Running => (link("cancel"), None, None),
         JobState::Succeeded => (None, None, resend),
         JobState::Failed { .. } | JobState::Cancelled => (None, link("retry"), resend),
     };
@@ -486,7 +486,7 @@ mod tests {
     }
 
     fn claim() -> JobEvent {
-        JobEvent::Claim { owner: Owner::ANY, lease_until: at(60) }
+        JobEvent::Claim { owner: Owner::ANY, asks: None }
     }
 
     fn failing(code: FailureCode) -> Arc<AttemptReport> {
@@ -570,14 +570,14 @@ mod tests {
 
     #[test]
     fn the_error_of_a_missed_deadline_is_not_that_of_an_earlier_attempt() {
+        let release = JobEvent::Release { attempt: 1, run_at: at(2), is_demoted: false, report: Arc::default() };
         let retry = JobEvent::Retry {
-            attempt: 1,
-            run_at: at(2),
+            attempt: 2,
+            run_at: at(4),
             class: FailureClass::Other,
             report: failing(FailureCode::Overloaded),
         };
-        let extend = JobEvent::Extend { attempt: 1, lease_until: at(60) };
-        let record = record(&[claim(), extend, retry, JobEvent::MissDeadline]);
+        let record = record(&[claim(), release, claim(), retry, JobEvent::MissDeadline]);
         let view = JobView::new(&record, at(9), Include::ALL, &Memos::default());
         assert!(view.error.as_ref().unwrap().message.contains("deadline"));
         assert_eq!(view.respond_to_asker().status(), StatusCode::GATEWAY_TIMEOUT);

@@ -45,7 +45,7 @@ impl Held<'_> {
         self.end = match state {
             JobState::Succeeded => "answered",
             JobState::Failed { .. } | JobState::Cancelled => "failed",
-            JobState::Queued { .. } | JobState::Running { .. } => "late",
+            JobState::Queued { .. } | JobState::Running => "late",
         };
     }
 }

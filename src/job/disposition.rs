@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::attempt::{FailureClass, FailureCode};
 
 /// What becomes of a job after an attempt.
@@ -23,7 +25,7 @@ pub enum Disposition {
 }
 
 /// A failure that other calls may meet too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedFailure {
     pub code: FailureCode,
     pub scope: Scope,
@@ -36,7 +38,7 @@ pub struct SharedFailure {
 }
 
 /// Which calls a failure concerns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scope {
     Account,
     Model,

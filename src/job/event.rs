@@ -7,17 +7,15 @@ use super::{
     id::Owner,
     status::JobStatus,
 };
-use crate::clock::Timestamp;
+use crate::{clock::Timestamp, digest::ModelKey};
 
 /// Something that happens to a job. Those of workers carry the attempt that they speak for.
 ///
 /// `FindUnreadable`, `Reparse` and `Share` make an entry of the history as an attempt that called nobody.
 #[derive(Clone, Debug)]
 pub enum JobEvent {
-    /// A worker takes the job; its attempt gets the next number.
-    Claim { owner: Owner, lease_until: Timestamp },
-    /// The heartbeat of a worker.
-    Extend { attempt: u32, lease_until: Timestamp },
+    /// A node takes the job; its attempt gets the next number. `asks`: see [`super::Job::asks`].
+    Claim { owner: Owner, asks: Option<ModelKey> },
     /// The attempt brought the memo.
     Succeed { attempt: u32, report: Arc<AttemptReport> },
     /// The attempt failed and the job is to be tried again.
@@ -28,9 +26,8 @@ pub enum JobEvent {
     Fail { attempt: u32, code: FailureCode, report: Arc<AttemptReport> },
     /// By a client or an operator. For a running job, `at_risk` is what its attempt may cost; without it the event is refused.
     Cancel { at_risk: Option<AtRisk> },
-    /// The lease is over, or its process has died. It is not known whether the call was answered. It carries the
-    /// end of the lease as it was seen, which may have been extended since. Without `retry_at` the job fails.
-    Expire { attempt: u32, lease_until: Timestamp, retry_at: Option<Timestamp>, at_risk: Option<AtRisk> },
+    /// Nobody makes the attempt any more. It is not known whether the call was answered. Without `retry_at` the job fails.
+    Expire { attempt: u32, retry_at: Option<Timestamp>, at_risk: Option<AtRisk> },
     /// The job's deadline passed while it was queued.
     MissDeadline,
     /// The queued job's request can't be read any more.
@@ -56,8 +53,7 @@ pub enum TransitionError {
 impl JobEvent {
     pub(super) fn fence(&self) -> Option<u32> {
         match self {
-            JobEvent::Extend { attempt, .. }
-            | JobEvent::Succeed { attempt, .. }
+            JobEvent::Succeed { attempt, .. }
             | JobEvent::Retry { attempt, .. }
             | JobEvent::Release { attempt, .. }
             | JobEvent::Fail { attempt, .. }
@@ -82,7 +78,6 @@ impl JobEvent {
             | JobEvent::Reparse { report, .. }
             | JobEvent::Share { report } => Some(report),
             JobEvent::Claim { .. }
-            | JobEvent::Extend { .. }
             | JobEvent::Cancel { .. }
             | JobEvent::Expire { .. }
             | JobEvent::MissDeadline

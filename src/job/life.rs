@@ -54,6 +54,9 @@ pub struct Job {
     pub deadline_at: Option<Timestamp>,
     /// Who makes the running attempt; set exactly while there is one.
     pub owner: Option<Owner>,
+    /// The model that the running attempt asks, where another node than the dispatcher makes it: the limits and the budget
+    /// have room for a call of this model.
+    pub asks: Option<ModelKey>,
     /// When the running or last attempt was claimed.
     pub started_at: Option<Timestamp>,
     /// Set exactly in the final states.
@@ -64,8 +67,8 @@ pub struct Job {
 pub enum JobState {
     /// Waits to be claimed, not before `run_at`.
     Queued { run_at: Timestamp },
-    /// An attempt owns the job. Its worker is taken for dead if it has not extended the lease by then.
-    Running { lease_until: Timestamp },
+    /// An attempt owns the job.
+    Running,
     /// Final: there is a memo.
     Succeeded,
     /// Final, but for a requeue or a reparse.
@@ -77,7 +80,7 @@ pub enum JobState {
 impl JobState {
     pub fn is_final(self) -> bool {
         match self {
-            JobState::Queued { .. } | JobState::Running { .. } => false,
+            JobState::Queued { .. } | JobState::Running => false,
             JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => true,
         }
     }
@@ -103,6 +106,7 @@ impl Job {
             is_timed: false,
             deadline_at: None,
             owner: None,
+            asks: None,
             started_at: None,
             finished_at: None,
         }
@@ -113,13 +117,12 @@ impl Job {
         self.check(event, now)?;
         let mut job = self.clone();
         match *event {
-            JobEvent::Claim { owner, lease_until } => {
-                job.state = JobState::Running { lease_until };
+            JobEvent::Claim { owner, asks } => {
+                job.state = JobState::Running;
                 job.is_timed = false;
                 job.attempt = self.next_attempt()?;
-                (job.owner, job.started_at) = (Some(owner), Some(now));
+                (job.owner, job.asks, job.started_at) = (Some(owner), asks, Some(now));
             }
-            JobEvent::Extend { lease_until, .. } => job.state = JobState::Running { lease_until },
             JobEvent::Succeed { .. } => job.finish(JobState::Succeeded, now),
             JobEvent::Retry { run_at, class, .. } => {
                 job.state = JobState::Queued { run_at };
@@ -164,7 +167,9 @@ impl Job {
                 job.finished_at = None;
             }
         }
-        job.owner = job.owner.filter(|_| job.is_running());
+        if !job.is_running() {
+            (job.owner, job.asks) = (None, None);
+        }
         Ok(job)
     }
 
@@ -183,20 +188,16 @@ impl Job {
                 (is_due, "claimed before its run_at"),
                 (!self.is_overdue(now), "claimed after its deadline"),
             ],
-            JobEvent::Extend { .. }
-            | JobEvent::Succeed { .. }
+            JobEvent::Succeed { .. }
             | JobEvent::Retry { .. }
             | JobEvent::Release { .. }
-            | JobEvent::Fail { .. } => &[],
+            | JobEvent::Fail { .. }
+            | JobEvent::Expire { .. } => &[],
             JobEvent::Cancel { at_risk } => &[
                 (!self.state.is_final(), "cancelled"),
                 // It was claimed since the caller looked.
                 (is_queued || at_risk.is_some(), "cancelled before the cost of its attempt is estimated"),
             ],
-            JobEvent::Expire { lease_until, .. } => {
-                let is_same = self.state == JobState::Running { lease_until: *lease_until };
-                &[(is_same, "expired, because its lease was extended")]
-            }
             JobEvent::MissDeadline => {
                 &[(is_queued, "failed by its deadline"), (self.is_overdue(now), "failed before its deadline")]
             }
@@ -233,11 +234,9 @@ impl Job {
                 let message = "the worker stopped during the call, which may have been billed";
                 (AttemptOutcome::OutcomeUnknown, Arc::new(AttemptReport::unknown(message, *at_risk)))
             }
-            JobEvent::Claim { .. }
-            | JobEvent::Extend { .. }
-            | JobEvent::Cancel { .. }
-            | JobEvent::MissDeadline
-            | JobEvent::Requeue { .. } => return None,
+            JobEvent::Claim { .. } | JobEvent::Cancel { .. } | JobEvent::MissDeadline | JobEvent::Requeue { .. } => {
+                return None;
+            }
         };
         let (number, started_at) = if self.is_running() {
             (self.attempt, self.started_at.unwrap_or(self.created_at))
@@ -267,7 +266,7 @@ impl Job {
         match self.state {
             JobState::Queued { run_at } if run_at > now => JobStatus::Scheduled,
             JobState::Queued { .. } => JobStatus::Queued,
-            JobState::Running { .. } => JobStatus::Running,
+            JobState::Running => JobStatus::Running,
             JobState::Succeeded => JobStatus::Succeeded,
             JobState::Failed { .. } => JobStatus::Failed,
             JobState::Cancelled => JobStatus::Cancelled,
@@ -290,14 +289,16 @@ impl Job {
         }
         match &mut self.state {
             JobState::Queued { run_at } if !self.is_timed => *run_at = now.min(*run_at),
-            // Over at once: the sweeper ends it as it ends the attempts of the dead.
-            JobState::Running { lease_until } => *lease_until = now,
-            JobState::Queued { .. } | JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {}
+            JobState::Queued { .. }
+            | JobState::Running
+            | JobState::Succeeded
+            | JobState::Failed { .. }
+            | JobState::Cancelled => {}
         }
     }
 
     pub fn is_running(&self) -> bool {
-        matches!(self.state, JobState::Running { .. })
+        self.state == JobState::Running
     }
 
     pub fn closed_attempts(&self) -> u32 {

@@ -12,15 +12,9 @@ fn expected(job: &Job, event: &JobEvent, owns: bool, due: bool, wanted: bool, ov
     let newest = matches!(event, JobEvent::Reparse { attempt, .. } if *attempt == job.attempt);
     match (job.settled_status(), event) {
         (Queued, JobEvent::Claim { .. }) if due && !overdue => Some(Running),
-        (Running, JobEvent::Extend { .. }) if owns => Some(Running),
         (Running, JobEvent::Succeed { .. }) if owns => Some(Succeeded),
         (Running, JobEvent::Retry { .. } | JobEvent::Release { .. }) if owns => Some(Queued),
         (Running, JobEvent::Fail { .. }) if owns => Some(Failed),
-        (Running, JobEvent::Expire { lease_until, .. })
-            if job.state != (JobState::Running { lease_until: *lease_until }) =>
-        {
-            None
-        }
         (Running, JobEvent::Expire { retry_at: Some(_), .. }) if owns => Some(Queued),
         (Running, JobEvent::Expire { retry_at: None, .. }) if owns => Some(Failed),
         (Queued, JobEvent::Cancel { .. }) => Some(Cancelled),
@@ -37,8 +31,7 @@ fn expected(job: &Job, event: &JobEvent, owns: bool, due: bool, wanted: bool, ov
 /// The attempt that a worker's event speaks for; `None` for everybody else's events.
 fn fence(event: &JobEvent) -> Option<u32> {
     match event {
-        JobEvent::Extend { attempt, .. }
-        | JobEvent::Succeed { attempt, .. }
+        JobEvent::Succeed { attempt, .. }
         | JobEvent::Retry { attempt, .. }
         | JobEvent::Release { attempt, .. }
         | JobEvent::Fail { attempt, .. }
@@ -65,8 +58,7 @@ fn any_event() -> impl Strategy<Value = JobEvent> {
     let time = (0i64..60).prop_map(at);
     let report = Just(Arc::<AttemptReport>::default());
     prop_oneof![
-        4 => (0i64..3).prop_map(at).prop_map(|lease_until| JobEvent::Claim { owner: Owner::ANY, lease_until }),
-        1 => (attempt.clone(), (0i64..3).prop_map(at)).prop_map(|(attempt, lease_until)| JobEvent::Extend { attempt, lease_until }),
+        4 => Just(JobEvent::Claim { owner: Owner::ANY, asks: None }),
         1 => (attempt.clone(), report.clone()).prop_map(|(attempt, report)| JobEvent::Succeed { attempt, report }),
         2 => (attempt.clone(), time.clone(), report.clone())
             .prop_map(|(attempt, run_at, report)| JobEvent::Retry { attempt, run_at, class: FailureClass::Overload, report }),
@@ -81,10 +73,8 @@ fn any_event() -> impl Strategy<Value = JobEvent> {
             report
         }),
         1 => proptest::option::of(Just(RISK)).prop_map(|at_risk| JobEvent::Cancel { at_risk }),
-        // Few leases, so that it often is the one that the job has.
-        4 => (attempt, (0i64..3).prop_map(at), proptest::option::of(time.clone())).prop_map(
-            |(attempt, lease_until, retry_at)| JobEvent::Expire { attempt, lease_until, retry_at, at_risk: None }
-        ),
+        4 => (attempt, proptest::option::of(time.clone()))
+            .prop_map(|(attempt, retry_at)| JobEvent::Expire { attempt, retry_at, at_risk: None }),
         1 => Just(JobEvent::MissDeadline),
         2 => time.prop_map(|run_at| JobEvent::Requeue { run_at }),
     ]
@@ -136,7 +126,7 @@ proptest! {
             let failed: u32 = failed.into_iter().map(|class| job.failures.count(class)).sum();
             prop_assert!(failed + job.releases <= job.attempt);
             prop_assert_eq!(job.finished_at.is_some(), job.state.is_final());
-            let running = u32::from(matches!(job.state, JobState::Running { .. }));
+            let running = u32::from(matches!(job.state, JobState::Running));
             let numbers: Vec<u32> = history.iter().map(|attempt| attempt.number).collect();
             prop_assert_eq!(numbers, (1..=claims - running).collect::<Vec<_>>(), "each attempt is closed exactly once");
         }
@@ -145,16 +135,16 @@ proptest! {
 
 fn running() -> Job {
     Job::new(Uuid::nil(), Priority::Normal, at(0))
-        .apply(&JobEvent::Claim { owner: Owner::ANY, lease_until: at(30) }, at(1))
+        .apply(&JobEvent::Claim { owner: Owner::ANY, asks: None }, at(1))
         .unwrap()
 }
 
 #[test]
 fn a_late_settle_of_an_expired_attempt_changes_nothing() {
     let second = running()
-        .apply(&JobEvent::Expire { attempt: 1, lease_until: at(30), retry_at: Some(at(31)), at_risk: None }, at(31))
+        .apply(&JobEvent::Expire { attempt: 1, retry_at: Some(at(31)), at_risk: None }, at(31))
         .unwrap()
-        .apply(&JobEvent::Claim { owner: Owner::ANY, lease_until: at(90) }, at(32))
+        .apply(&JobEvent::Claim { owner: Owner::ANY, asks: None }, at(32))
         .unwrap();
     let late = JobEvent::Succeed { attempt: 1, report: Arc::default() };
     assert_eq!(
@@ -173,7 +163,7 @@ fn a_release_spends_no_attempt_but_keeps_its_number() {
 
 #[test]
 fn an_expired_attempt_is_recorded_as_possibly_billed() {
-    let event = JobEvent::Expire { attempt: 1, lease_until: at(30), retry_at: None, at_risk: None };
+    let event = JobEvent::Expire { attempt: 1, retry_at: None, at_risk: None };
     let attempt = running().closed_attempt(&event, at(40)).unwrap();
     assert_eq!(attempt.outcome, AttemptOutcome::OutcomeUnknown);
     assert!(attempt.report.may_have_been_billed);

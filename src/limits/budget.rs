@@ -211,6 +211,13 @@ impl Budget {
         None
     }
 
+    /// Reserves what a call that is under way needs at most, whether it fits or not.
+    pub(super) fn occupy(self: &Arc<Self>, most: AtRisk) -> Reservation {
+        let amount = Need::from(most);
+        self.state.lock().reserved.add(amount);
+        Reservation { budget: Arc::clone(self), amount }
+    }
+
     pub(super) fn memo(&self, moments: &Moments) -> BudgetMemo {
         let state = self.state.lock();
         BudgetMemo { reserved: state.reserved, next: state.next.map(|(need, at)| (need, moments.timestamp(at))) }
@@ -222,7 +229,7 @@ impl Budget {
         state.next = memo.next.map(|(need, at)| (need, moments.instant(at)));
     }
 
-    /// Reserves nothing any more: the calls that another node had under way have ended.
+    /// Reserves nothing any more. Calls that are under way are to be counted with [`Budget::occupy`].
     pub(super) fn release_all(&self) {
         self.state.lock().reserved = Need::default();
     }

@@ -115,8 +115,8 @@ impl Permit {
         self.settle_failed(tokens);
     }
 
-    #[cfg(test)]
-    pub(super) fn is_ahead(&self) -> bool {
+    /// Its call has to wait for another to end.
+    pub fn is_ahead(&self) -> bool {
         self.signal.is_some()
     }
 

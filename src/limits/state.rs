@@ -14,6 +14,7 @@ use super::{
     budget::Budget,
     gate::{Gate, Refusal},
     model::{Model, TOKEN_BURST, Tokens},
+    observation::Observations,
     reach::Reach,
 };
 use crate::{config::values::RateCaps, digest::ModelKey};
@@ -29,6 +30,7 @@ pub(super) struct Inner {
     pub(super) state: Mutex<State>,
     pub(super) reach: Mutex<Reach>,
     pub(super) changed: Notify,
+    pub(super) observations: Observations,
 }
 
 #[derive(Default)]

@@ -93,8 +93,7 @@ struct State {
     timed: BTreeSet<(Timestamp, JobId)>,
     /// How far the service time is ahead of the wall clock.
     lead: Duration,
-    /// Running, by the end of their lease.
-    leases: BTreeSet<(Timestamp, JobId)>,
+    running: BTreeSet<JobId>,
     /// Queued with a deadline that does not wait, by it.
     deadlines: BTreeSet<(Timestamp, JobId)>,
     /// Queued, and their deadline has passed: they can't be claimed.
@@ -363,26 +362,25 @@ impl Board {
     /// How many jobs there are in each state.
     pub(super) fn counts(&self) -> StatusCounts {
         let state = self.state();
-        let (scheduled, running) = (state.scheduled.len() + state.timed.len(), state.leases.len());
+        let (scheduled, running) = (state.scheduled.len() + state.timed.len(), state.running.len());
         let EndedCounts { succeeded, failed, cancelled } = state.ended;
         let queued = state.jobs.len() - scheduled - running;
         StatusCounts { queued, scheduled, running, succeeded, failed, cancelled }
     }
 
-    /// Jobs on which time has run out: running with their lease over, or queued past their deadline.
+    /// Queued jobs past their deadline.
     pub(super) fn overdue(&self, limit: usize) -> Vec<Arc<Job>> {
-        let (now, state) = (self.clock.now(), self.state());
-        let leases = state.leases.iter().take_while(|(end, _)| *end <= now).map(|(_, id)| id);
-        leases.chain(&state.expired).filter_map(|id| state.jobs.get(id)).take(limit).cloned().collect()
+        let state = self.state();
+        state.expired.iter().filter_map(|id| state.jobs.get(id)).take(limit).cloned().collect()
     }
 
-    /// The next moment at which waiting alone changes something: a job becomes ready, a lease or a deadline ends. Past if
+    /// The next moment at which waiting alone changes something: a job becomes ready, or a deadline ends. Past if
     /// that has not been acted on yet.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         let state = self.state.lock();
         let timed = state.timed.first().map(|(at, _)| at.plus(state.lead));
         let expired = state.expired.first().and_then(|id| state.jobs.get(id)?.deadline_at);
-        let lists = [&state.scheduled, &state.leases, &state.deadlines];
+        let lists = [&state.scheduled, &state.deadlines];
         lists.iter().filter_map(|list| list.first()).map(|(at, _)| *at).chain(timed).chain(expired).min()
     }
 
@@ -395,7 +393,7 @@ impl Board {
     /// Every running job.
     pub(super) fn running(&self) -> Vec<Arc<Job>> {
         let state = self.state.lock();
-        state.leases.iter().filter_map(|(_, id)| state.jobs.get(id).cloned()).collect()
+        state.running.iter().filter_map(|id| state.jobs.get(id).cloned()).collect()
     }
 
     /// Panics unless every list agrees with the jobs, and these with the store's.
@@ -417,8 +415,8 @@ impl Board {
         fresh.jobs.clone_from(&state.jobs);
         fresh.expire(self.clock.now());
         let lists = |state: &State| {
-            let State { scheduled, timed, leases, deadlines, .. } = state;
-            ([scheduled, timed, leases, deadlines].map(Clone::clone), state.expired.clone())
+            let State { scheduled, timed, deadlines, running, expired, .. } = state;
+            ([scheduled, timed, deadlines].map(Clone::clone), [running, expired].map(Clone::clone))
         };
         assert_eq!(lists(&state), lists(&fresh), "a list disagrees with the jobs");
         assert_eq!(state.pending_of, fresh.pending_of, "the callers' counts disagree with the jobs");
@@ -501,8 +499,8 @@ impl State {
                     self.make_ready(job);
                 }
             }
-            JobState::Running { lease_until } => {
-                self.leases.insert((lease_until, job.id));
+            JobState::Running => {
+                self.running.insert(job.id);
             }
             JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {}
         }
@@ -518,8 +516,8 @@ impl State {
                 self.later(old.is_timed).remove(&(run_at, old.id));
                 self.make_unready(old);
             }
-            JobState::Running { lease_until } => {
-                self.leases.remove(&(lease_until, old.id));
+            JobState::Running => {
+                self.running.remove(&old.id);
             }
             JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {}
         }

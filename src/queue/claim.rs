@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{draft::Draft, wait::AttemptSlot};
+use super::{draft::Draft, running::AttemptSlot};
 use crate::{
     digest::Lane,
     job::{Attempt, Job, JobRequest},
@@ -21,11 +21,11 @@ pub struct Claim {
     pub rejected: Option<Arc<Attempt>>,
     /// The models that declined to answer since then.
     pub refused_by: Vec<String>,
-    /// Cancelled when the job is cancelled or the lease is lost: stop at once, nothing is left to settle.
+    /// Cancelled when the job is cancelled or another attempt owns it: stop at once, nothing is left to settle.
     pub lost: CancellationToken,
     /// Takes the answer's text as it comes, for those who follow the job.
     pub draft: Arc<Draft>,
-    /// As long as it lasts, the sweeper keeps the job's lease.
+    /// As long as it lasts, the sweeper leaves the attempt alone.
     pub(super) _slot: AttemptSlot,
 }
 

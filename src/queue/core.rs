@@ -15,7 +15,7 @@ use crate::{
     clock::Timestamp,
     digest::sha256,
     job::{
-        AtRisk, Job, JobEvent, JobFilter, JobId, JobRecord, JobStatus, StatusCounts, TransitionError,
+        AtRisk, Job, JobEvent, JobFilter, JobId, JobRecord, JobStatus, Owner, StatusCounts, TransitionError,
         caller::{self, Caller},
     },
     metrics::kind,
@@ -29,6 +29,11 @@ pub(super) const WAIT_POLL: Duration = Duration::from_secs(5);
 impl Inner {
     pub(super) fn is_paused(&self) -> bool {
         self.paused.is_on()
+    }
+
+    /// This node.
+    pub(super) fn owner(&self) -> Owner {
+        *self.own.borrow()
     }
 
     /// The service time.
@@ -158,9 +163,7 @@ impl Inner {
             JobEvent::Expire { .. } => Some("outcome_unknown"),
             JobEvent::Reparse { .. } => Some("reparsed"),
             JobEvent::Share { .. } => Some("shared"),
-            JobEvent::Claim { .. } | JobEvent::Extend { .. } | JobEvent::MissDeadline | JobEvent::Requeue { .. } => {
-                None
-            }
+            JobEvent::Claim { .. } | JobEvent::MissDeadline | JobEvent::Requeue { .. } => None,
         };
         let changed = match event {
             JobEvent::Succeed { attempt, report } => {

@@ -90,7 +90,7 @@ impl Follower {
     /// What has come of the text of the job's attempt, if it can be read here.
     fn draft(&mut self, job: &Job) -> Option<Arc<Draft>> {
         let own = self.queue.0.running.draft(self.id).filter(|draft| draft.attempt == job.attempt);
-        let is_elsewhere = own.is_none() && job.owner.is_some_and(|owner| owner != self.queue.0.policy.owner);
+        let is_elsewhere = own.is_none() && job.owner.is_some_and(|owner| owner != self.queue.0.owner());
         self.copy = self.copy.take().filter(|copy| is_elsewhere && copy.attempt == job.attempt);
         if is_elsewhere && self.copy.is_none() {
             self.copy = self.queue.0.relay.as_ref().map(|relay| relay.copy(self.id, job.attempt));

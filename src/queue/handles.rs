@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak, atomic::AtomicBool};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -11,19 +11,21 @@ use super::{
     board::Board,
     claim::Standby,
     error::QueueError,
-    listener::Listener,
+    listener::{Assigned, Listener},
     order::Order,
     pause::Switch,
     policy::Policy,
     rates::Rates,
     relay::Relay,
+    running::Running,
     service_time::ServiceTime,
-    wait::{Running, Waiters},
+    wait::Waiters,
 };
 use crate::{
     clock::Clock,
     history::History,
     ids::Ids,
+    job::Owner,
     ledger::Spending,
     metrics::Metrics,
     registry::Registry,
@@ -58,6 +60,9 @@ pub(super) struct Inner {
     pub(super) followers: Arc<Waiters>,
     pub(super) order: Arc<Order>,
     pub(super) running: Arc<Running>,
+    /// This node, as the owner of attempts.
+    pub(super) own: watch::Receiver<Owner>,
+    pub(super) assigned: Assigned,
     /// Text of attempts on other nodes, and the way of ours to them.
     pub(super) relay: Option<Relay>,
     /// Signalled when a job is ready.
@@ -100,6 +105,7 @@ impl Queue {
             disk_space: DiskSpace::default(),
             is_folder_gone: AtomicBool::new(false),
         };
+        let own = policy.nodes.own();
         let relay = policy.text_relay.clone().map(Relay::new);
         let ready = Arc::<Notify>::default();
         let paused = Arc::new(Switch::load(registry, Arc::clone(&ready)).await?);
@@ -116,6 +122,8 @@ impl Queue {
             followers: Arc::default(),
             order: Arc::default(),
             running: Arc::default(),
+            own,
+            assigned: Arc::default(),
             relay,
             ready,
             standby: Mutex::default(),
@@ -134,6 +142,8 @@ impl Queue {
             board: Arc::clone(&inner.board),
             order: Arc::clone(&inner.order),
             running: Arc::clone(&inner.running),
+            own: inner.own.clone(),
+            assigned: Arc::clone(&inner.assigned),
             waiters: Arc::clone(&inner.waiters),
             followers: Arc::clone(&inner.followers),
             ready: Arc::clone(&inner.ready),

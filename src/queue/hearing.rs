@@ -41,6 +41,7 @@ impl Inner {
             Hint::Left { client } => self.order.leave_other(node, client),
             Hint::Demoted { node, client } if node == self.policy.node => self.order.demote_own(client),
             Hint::Demoted { .. } => {}
+            Hint::Lasted { kind, observed } => self.service_time.observe(&kind, observed),
         }
     }
 }

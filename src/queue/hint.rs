@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-use super::service_time::Kind;
+use super::service_time::{Kind, Observed};
 use crate::job::{JobId, caller::Caller};
 
 /// Hints that wait to be sent. If there are more, the oldest are lost.
@@ -20,6 +20,8 @@ pub enum Hint {
     Left { client: u64 },
     /// The dispatcher can't have this client of another node answered in time.
     Demoted { node: String, client: u64 },
+    /// An attempt of this node succeeded.
+    Lasted { kind: Kind, observed: Observed },
 }
 
 /// Where a node's hints go.

@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Notify;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
     board::{Board, Moved},
     order::Order,
-    wait::{Running, Waiters},
+    running::Running,
+    wait::Waiters,
 };
 use crate::{
     clock::Clock,
-    job::{Job, JobState},
+    job::{Job, JobState, Owner},
     ledger::Spending,
     store::{Feed, Totals},
 };
@@ -21,6 +23,9 @@ pub(super) struct Listener {
     pub(super) board: Arc<Board>,
     pub(super) order: Arc<Order>,
     pub(super) running: Arc<Running>,
+    /// This node.
+    pub(super) own: watch::Receiver<Owner>,
+    pub(super) assigned: Assigned,
     pub(super) waiters: Arc<Waiters>,
     pub(super) followers: Arc<Waiters>,
     /// Signalled when a job is ready.
@@ -32,6 +37,22 @@ pub(super) struct Listener {
     pub(super) spending: Spending,
 }
 
+/// Takes the attempts that other nodes have claimed for this one, once it makes any.
+pub(super) type Assigned = Arc<Mutex<Option<mpsc::UnboundedSender<Arc<Job>>>>>;
+
+impl Listener {
+    /// Passes on a job that was claimed for this node, once.
+    fn assign(&self, job: &Arc<Job>) {
+        if job.is_running() && job.owner == Some(*self.own.borrow()) {
+            let assigned = self.assigned.lock();
+            if let Some(assigned) = assigned.as_ref().filter(|_| self.running.take(job.id, job.attempt)) {
+                // It fails when the service stops.
+                let _ = assigned.send(Arc::clone(job));
+            }
+        }
+    }
+}
+
 impl Feed for Listener {
     fn reset(&self, pending: Vec<Arc<Job>>, totals: Totals) {
         self.spending.set(totals.spent);
@@ -39,6 +60,7 @@ impl Feed for Listener {
         let times = (self.clock.now(), self.clock.lead());
         self.order.update(pending.iter().map(|job| &**job), times, |job| self.board.is_blocked(job.id));
         self.running.check_all(|id| self.board.get(id));
+        pending.iter().for_each(|job| self.assign(job));
         self.waiters.notify_all();
         self.followers.notify_all();
         self.ready.notify_one();
@@ -54,12 +76,13 @@ impl Feed for Listener {
         // Before the dispatcher wakes.
         self.order.update(all(), (now, lead), |job| blocked.contains(&job.id));
         let mut later = false;
+        jobs.iter().for_each(|job| self.assign(job));
         for job in all() {
             self.running.check(job);
             self.followers.notify(job.id);
             match job.state {
                 JobState::Queued { run_at } => later |= run_at > if job.is_timed { now.minus(lead) } else { now },
-                JobState::Running { .. } => {}
+                JobState::Running => {}
                 JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
                     self.waiters.notify(job.id);
                     self.ended.notify_one();

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{handles::Operations, service_time::Times, wait::AttemptMemo};
+use super::{handles::Operations, running::AttemptMemo, service_time::Times};
 use crate::clock::{Moments, Timestamp};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -25,11 +25,6 @@ impl Operations {
         let attempts = memo.attempts.into_iter().filter(is_running).collect();
         self.0.running.adopt(attempts, moments);
         self.0.order.adopt_rush(memo.rush, moments);
-    }
-
-    /// Begins to make calls, after another node did: none of its attempts is under way any more.
-    pub fn take_over(&self) {
-        self.0.running.adopt(Vec::new(), &Moments::now(&self.0.clock));
     }
 
     /// How long attempts last, by what was seen of them.

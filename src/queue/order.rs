@@ -219,6 +219,10 @@ impl Order {
         self.lock().hints.subscribe()
     }
 
+    pub(super) fn send_hint(&self, hint: Hint) {
+        self.lock().hints.send(hint);
+    }
+
     pub(super) fn repeat_hints(&self) {
         let state = self.lock();
         let is_own = |client: &Client| client.other.is_none() && !client.standing.is_demoted.load(Ordering::SeqCst);
@@ -374,7 +378,7 @@ impl State {
                     self.later.insert((run_at, number));
                 }
             }
-            JobState::Running { .. } | JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {}
+            JobState::Running | JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {}
         }
     }
 

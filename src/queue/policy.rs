@@ -10,7 +10,8 @@ use super::{outlook::Allowance, rates::SharedRates, relay::TextRelay, retry::Ret
 use crate::{
     clock::Timestamp,
     digest::Lane,
-    job::{AtRisk, JobRequest, Owner},
+    job::{AtRisk, JobRequest},
+    store::Nodes,
 };
 
 /// What a call for a request may cost, at most.
@@ -28,8 +29,8 @@ pub(super) type Allowances = Arc<dyn Fn(Lane) -> Allowance + Send + Sync>;
 pub struct Policy {
     /// The name of this node, which no other live node has.
     pub node: String,
-    /// Who makes the attempts that are claimed here.
-    pub owner: Owner,
+    /// The nodes that can make attempts.
+    pub nodes: Arc<dyn Nodes>,
     /// Most attempts under way at once, whatever the limits allow.
     pub workers: usize,
     /// Jobs whose clients wait go first, by deadline; else all go in the order of submission.
@@ -60,7 +61,7 @@ pub struct Policy {
     pub cache_for: Duration,
     /// How long an idempotency key is in force.
     pub idempotency_window: Duration,
-    /// How long a claim lasts without a heartbeat.
+    /// An attempt of this node that nobody makes ends so long after its claim.
     pub lease: Duration,
     /// Whether a job whose attempt ended with an unknown outcome is tried again; else it fails.
     pub retry_unknown_outcome: bool,
@@ -74,9 +75,10 @@ pub struct Policy {
 impl Policy {
     /// One that tries nothing again and keeps everything.
     pub(crate) fn plain() -> Policy {
+        use crate::{job::Owner, store::Alone};
         Policy {
             node: "node".to_owned(),
-            owner: Owner::ANY,
+            nodes: Arc::new(Alone::new(Owner::ANY)),
             workers: 1,
             deadlines_first: true,
             max_pending: usize::MAX,

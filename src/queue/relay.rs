@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::{draft::Draft, wait::Running};
+use super::{draft::Draft, running::Running};
 use crate::job::JobId;
 
 /// As often as a follower on the attempt's own node gets text.

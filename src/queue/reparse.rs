@@ -24,7 +24,7 @@ impl Operations {
         match record.job.state {
             JobState::Succeeded => return Ok(record),
             JobState::Failed { .. } => {}
-            JobState::Queued { .. } | JobState::Running { .. } | JobState::Cancelled => {
+            JobState::Queued { .. } | JobState::Running | JobState::Cancelled => {
                 let status = record.job.status(self.0.now());
                 return Err(QueueError::Conflict(format!("the job is {status}; only a failed job can be reparsed")));
             }

@@ -57,8 +57,8 @@ impl Kind {
 }
 
 /// A successful attempt.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Observed {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Observed {
     /// From its claim to its end.
     pub(super) took: Duration,
     /// From the first piece of its text to the last.

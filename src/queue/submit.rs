@@ -176,8 +176,9 @@ impl Queue {
         let hand = if may_start { self.0.reserve(job.model) } else { None };
         let hand = hand.filter(|_| board.arrives_claimed(&job));
         if hand.is_some() {
-            let claim = JobEvent::Claim { owner: self.0.policy.owner, lease_until: now.plus(self.0.policy.lease) };
+            let claim = JobEvent::Claim { owner: self.0.owner(), asks: None };
             job = job.apply(&claim, now).map_err(StoreError::from)?;
+            self.0.running.take(job.id, job.attempt);
         }
         match self.insert(job.clone(), Arc::clone(&request), arrivals, hand).await? {
             Insertion::Accepted => {
@@ -348,7 +349,9 @@ impl Queue {
         let queue = self.clone();
         store_admitted(arrivals, async move {
             let inserted = queue.0.store.insert(job.clone(), Arc::clone(&request)).await?;
-            if let Some(hand) = hand.filter(|_| inserted == Insertion::Accepted) {
+            if inserted != Insertion::Accepted {
+                queue.0.running.give_back(job.id);
+            } else if let Some(hand) = hand {
                 hand.start(queue.0.begin(job, request, None).await);
             }
             Ok(inserted)

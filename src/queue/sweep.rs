@@ -1,15 +1,15 @@
-//! What time runs out on: leases, deadlines, and how long ended jobs stay.
+//! What time runs out on: attempts that nobody makes any more, deadlines, and how long ended jobs stay.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures_util::future::try_join_all;
 use tracing::{error, info, warn};
 
 use super::{error::QueueError, handles::WorkQueue, refused::Refused};
-use crate::{
-    clock::Timestamp,
-    job::{FailureClass, Job, JobEvent, JobState},
-};
+use crate::job::{FailureClass, Job, JobEvent};
 
 /// Most jobs that one step of the sweeper ends or removes: more at once would show in the latency of submissions.
 const SWEEP_STEP: usize = 64;
@@ -19,24 +19,27 @@ const SWEEP_STEP: usize = 64;
 const SWEEP_STEP_BEHIND: usize = 512;
 
 impl WorkQueue {
-    /// Ends the attempts of this node's former incarnations, which have stopped. Attempts of other nodes end with their
-    /// leases. Returns how many there were.
+    /// Ends the attempts that nobody makes any more: those of nodes that are lost or have started afresh. Returns their number.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].
-    pub async fn recover(&self) -> Result<usize, QueueError> {
-        let owner = self.0.policy.owner;
-        let mut orphans = self.0.board.running();
-        orphans.retain(|job| job.owner.is_none_or(|other| owner.follows(other)));
+    pub async fn end_lost(&self) -> Result<usize, QueueError> {
+        let (now, own, policy) = (self.0.now(), self.0.owner(), &self.0.policy);
+        let is_lost = |job: &Arc<Job>| match job.owner {
+            // A task of this process ended without a result.
+            Some(owner) if owner == own => {
+                !self.0.running.holds(job) && job.started_at.is_none_or(|at| at.plus(policy.lease) <= now)
+            }
+            Some(owner) => !policy.nodes.may_run(owner),
+            None => true,
+        };
+        let mut lost = self.0.board.running();
+        lost.retain(is_lost);
         // Together, so that few commits hold them.
-        for some in orphans.chunks(SWEEP_STEP) {
-            let ended = some.iter().map(async |job| match job.state {
-                JobState::Running { lease_until } => self.expire(job, lease_until, "the process ended").await.map(drop),
-                _ => Ok(()),
-            });
-            try_join_all(ended).await?;
+        for some in lost.chunks(SWEEP_STEP) {
+            try_join_all(some.iter().map(|job| self.expire(job))).await?;
         }
-        Ok(orphans.len())
+        Ok(lost.len())
     }
 
     /// Ends what time has run out on and removes what has been stored long enough, a step at a time. Returns whether there may be
@@ -49,6 +52,7 @@ impl WorkQueue {
         // Should the dispatcher have missed a signal.
         self.0.ready.notify_one();
         let ended = self.end_overdue().await?;
+        self.end_lost().await?;
         let keep_for = self.0.policy.keep_finished_for;
         // A clock that has jumped ahead makes nothing old.
         let before = now.minus(keep_for).minus(self.0.clock.skipped(keep_for));
@@ -61,26 +65,16 @@ impl WorkQueue {
         Ok(ended == SWEEP_STEP || pruned >= step)
     }
 
-    /// Ends the attempts and jobs whose lease or deadline is over, at most as many as a step may, and returns their number.
+    /// Ends the jobs whose deadline is over, at most as many as a step may, and returns their number.
     /// A start does this until there are none, before the first claim: a job whose deadline passed while no process ran would be
     /// claimed and paid for otherwise.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`].
     pub async fn end_overdue(&self) -> Result<usize, QueueError> {
-        let now = self.0.now();
         let overdue = self.0.board.overdue(SWEEP_STEP);
         for job in &overdue {
-            match job.state {
-                // The store or the clock kept its heartbeat from coming in time: no reason to pay for another call.
-                JobState::Running { .. } if self.0.running.holds(job) => {
-                    warn!(job.id = %job.id, attempt = job.attempt, "the lease of a running attempt had expired: extended");
-                    let lease_until = now.plus(self.0.policy.lease);
-                    self.0.try_transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await?;
-                }
-                JobState::Running { lease_until } => self.expire(job, lease_until, "the lease expired").await?,
-                _ => drop(self.0.try_transition(job.id, JobEvent::MissDeadline).await?),
-            }
+            self.0.try_transition(job.id, JobEvent::MissDeadline).await?;
         }
         Ok(overdue.len())
     }
@@ -96,16 +90,16 @@ impl WorkQueue {
         }
     }
 
-    async fn expire(&self, job: &Job, lease_until: Timestamp, why: &str) -> Result<(), QueueError> {
+    async fn expire(&self, job: &Job) -> Result<(), QueueError> {
         let policy = &self.0.policy;
         let again = policy.retry_unknown_outcome && policy.retries.allow(job, FailureClass::Other);
         let at_risk = self.0.at_risk(job.id).await;
         let retry_at = again.then(|| self.0.now());
-        let event = JobEvent::Expire { attempt: job.attempt, lease_until, retry_at, at_risk };
+        let event = JobEvent::Expire { attempt: job.attempt, retry_at, at_risk };
         if let Some(after) = self.0.try_transition(job.id, event).await? {
             let status = after.status(self.0.now());
             warn!(job.id = %job.id, attempt = job.attempt, job.status = %status,
-                "the outcome of an attempt is unknown, and it may have been billed: {why}");
+                "the outcome of an attempt is unknown, and it may have been billed: the process that made it ended");
         }
         Ok(())
     }

@@ -43,9 +43,10 @@ use crate::{
     ledger::{Risk, Spending, Sums, total},
     metrics::Metrics,
     store::{
-        JobStore as _, Ledger as _, Store, StoreError,
+        Alone, JobStore as _, Ledger as _, Store, StoreError,
         fault::{Call, FaultStore, Moment},
         memory::MemoryStore,
+        nodes::{Live, OneOfMany},
         sled::{SledConfig, SledStore},
     },
 };
@@ -102,7 +103,6 @@ enum How {
 #[derive(Clone, Debug)]
 enum Op {
     Settle(usize, How),
-    Extend(usize),
     Cancel(usize),
     Requeue(usize),
 }
@@ -167,7 +167,6 @@ fn any_event() -> impl Strategy<Value = Event> {
     ];
     let op = prop_oneof![
         5 => (0usize..10, how).prop_map(|(claim, how)| Op::Settle(claim, how)),
-        2 => (0usize..10).prop_map(Op::Extend),
         2 => (0usize..10).prop_map(Op::Cancel),
         2 => (0usize..10).prop_map(Op::Requeue),
     ];
@@ -212,6 +211,7 @@ struct Expected {
     is_reached: bool,
     deadline_at: Option<Timestamp>,
     state: JobState,
+    claimed_at: Timestamp,
     attempt: u32,
     overloads: u32,
     unknown: u32,
@@ -251,7 +251,7 @@ impl Expected {
     }
 
     fn is_running(&self) -> bool {
-        matches!(self.state, JobState::Running { .. })
+        matches!(self.state, JobState::Running)
     }
 
     fn owned_by(&self, job: &Job) -> bool {
@@ -268,7 +268,8 @@ impl Expected {
     }
 
     fn claim(&mut self, now: Timestamp) {
-        self.state = JobState::Running { lease_until: now.plus(LEASE) };
+        self.state = JobState::Running;
+        self.claimed_at = now;
         self.is_timed = false;
         self.attempt += 1;
     }
@@ -325,7 +326,7 @@ impl Expected {
             JobState::Succeeded | JobState::Failed { .. } => return false,
             JobState::Cancelled => return true,
             JobState::Queued { .. } => {}
-            JobState::Running { .. } => self.history.push((self.attempt, AttemptOutcome::Cancelled)),
+            JobState::Running => self.history.push((self.attempt, AttemptOutcome::Cancelled)),
         }
         self.end(JobState::Cancelled, now);
         true
@@ -347,13 +348,7 @@ impl Expected {
         match self.state {
             // Its deadline waits with it.
             JobState::Queued { .. } if self.is_due(clock) && self.is_asked(under_way) => {}
-            JobState::Running { lease_until } if lease_until <= now => {
-                if is_at_work {
-                    self.state = JobState::Running { lease_until: now.plus(LEASE) };
-                } else {
-                    self.expire(policy, now);
-                }
-            }
+            JobState::Running if !is_at_work && self.claimed_at.plus(policy.lease) <= now => self.expire(policy, now),
             JobState::Queued { .. } if self.deadline_at.is_some_and(|deadline| deadline <= now) => {
                 self.end(JobState::Failed { code: FailureCode::DeadlineExceeded }, now);
             }
@@ -410,10 +405,10 @@ impl Life {
         let before = self.state.replace(job.state);
         let was_final = before.is_some_and(JobState::is_final);
         match job.state {
-            JobState::Running { .. } if matches!(before, Some(JobState::Running { .. })) => {
+            JobState::Running if matches!(before, Some(JobState::Running)) => {
                 assert_eq!(job.attempt, self.attempts, "one attempt followed another that had not ended: {job:?}");
             }
-            JobState::Running { .. } => {
+            JobState::Running => {
                 assert!(!was_final, "claimed after its end: {job:?}");
                 assert_eq!(job.attempt, self.attempts + 1, "an attempt's number was left out or used twice: {job:?}");
                 self.attempts = job.attempt;
@@ -425,7 +420,7 @@ impl Life {
             JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => {
                 assert!(!was_final, "ended twice: {job:?}");
                 // Another's answer is an attempt of its own, which nobody claimed.
-                let was_running = matches!(before, Some(JobState::Running { .. }));
+                let was_running = matches!(before, Some(JobState::Running));
                 self.attempts += u32::from(job.state == JobState::Succeeded && !was_running);
                 assert_eq!(job.attempt, self.attempts, "{job:?}");
             }
@@ -448,7 +443,6 @@ struct Held {
 #[expect(clippy::large_enum_variant, reason = "few at a time")]
 enum Done {
     Settled,
-    Extended(Result<bool, QueueError>),
     Changed(Result<JobRecord, QueueError>),
 }
 
@@ -492,7 +486,7 @@ fn open(path: &Path, clock: &Clock, metrics: &Metrics) -> Arc<FaultStore<SledSto
 impl World {
     async fn new(retry_unknown_outcome: bool) -> World {
         let policy = Policy {
-            owner: Owner::new("node", 0),
+            nodes: Arc::new(Alone::new(Owner::new("node", 0))),
             retries: RetryBounds { other: 2, overload: 2, ..Policy::plain().retries },
             lease: LEASE,
             retry_unknown_outcome,
@@ -676,6 +670,7 @@ impl World {
             by: None,
         };
         let expected = Expected {
+            claimed_at: self.now(),
             id: JobId::nil(),
             query,
             priority: new.priority,
@@ -827,7 +822,7 @@ impl World {
         let mut works = Vec::new();
         // A requeue is sent by a task of its own, so its order beside another change of its job, or an answer, is open.
         let target = |op: &Op| match op {
-            Op::Settle(n, _) | Op::Extend(n) => {
+            Op::Settle(n, _) => {
                 let among = self.claims.len().clamp(1, 10);
                 self.claims.iter().rev().nth(n % among).map(|held| held.claim.job.id)
             }
@@ -841,11 +836,9 @@ impl World {
         let ops: Vec<Op> = ops.map(|(op, _)| op).collect();
         for op in ops {
             let (job, id) = match op {
-                Op::Settle(n, _) | Op::Extend(n) => {
+                Op::Settle(n, _) => {
                     let Some(held) = self.held(n) else { continue };
-                    let settles = matches!(op, Op::Settle(..));
-                    held.excused |= settles;
-                    held.is_at_work &= !settles;
+                    (held.excused, held.is_at_work) = (true, false);
                     (Some(held.claim.job.clone()), held.claim.job.id)
                 }
                 Op::Cancel(n) | Op::Requeue(n) => (None, self.named(n)),
@@ -866,9 +859,7 @@ impl World {
                 // It was pruned, or never was.
                 match (&done, fired) {
                     (Done::Settled, _) => self.late += 1,
-                    (Done::Extended(Ok(false)), None) => self.late += 1,
                     (Done::Changed(Err(QueueError::NotFound(_))), None) => {}
-                    (Done::Extended(Err(QueueError::Unavailable(_))), Some(_)) => {}
                     (Done::Changed(Err(QueueError::Unavailable(_))), Some(_)) => {}
                     _ => panic!("{op:?} of a job that is not there"),
                 }
@@ -886,16 +877,6 @@ impl World {
                     }
                     // It is tried again until the store answers; what was done already is then refused.
                     self.late += u64::from(!owns || fired == Some(Moment::After));
-                }
-                (Op::Extend(_), Done::Extended(result)) => {
-                    if owns && fired != Some(Moment::Before) {
-                        job.state = JobState::Running { lease_until: now.plus(LEASE) };
-                    }
-                    match result {
-                        Ok(kept) => assert_eq!((kept, fired), (owns, None)),
-                        Err(error) => assert!(matches!(error, QueueError::Unavailable(_)) && fired.is_some()),
-                    }
-                    self.late += u64::from(!owns && fired.is_none());
                 }
                 (Op::Requeue(_), Done::Changed(Err(QueueError::Conflict(_)))) if !ended.contains(&id) => {}
                 (Op::Requeue(_), Done::Changed(Err(QueueError::Refused(Refused::Full { .. })))) => {
@@ -1005,16 +986,16 @@ impl World {
         self.late = 0;
         self.clock = self.clock.restarted();
         self.store = open(self.folder.path(), &self.clock, &self.metrics);
-        self.policy.owner = Owner::new("node", u32::try_from(self.process).unwrap());
+        self.policy.nodes = Arc::new(Alone::new(Owner::new("node", u32::try_from(self.process).unwrap())));
         self.queue = Queue::over(self.store.clone(), &self.clock, &self.policy, &self.metrics).await;
         if let Some((calls, moment)) = fault {
             self.store.fail_after(calls, moment);
-            if let Err(error) = self.queue.work().recover().await {
+            if let Err(error) = self.queue.work().end_lost().await {
                 assert_eq!(self.store.take_fired().len(), 1, "{error}");
             }
             self.store.take_fired();
         }
-        self.queue.work().recover().await.unwrap();
+        self.queue.work().end_lost().await.unwrap();
         let now = self.now();
         for job in &mut self.jobs {
             job.is_reached = false;
@@ -1231,10 +1212,9 @@ async fn act(queue: &Queue, op: &Op, claimed: Option<&Job>, id: JobId) -> Done {
             queue.0.running.end(job.id, job.attempt);
             Done::Settled
         }
-        (Op::Extend(_), Some(job)) => Done::Extended(queue.work().extend(job).await),
         (Op::Cancel(_), _) => Done::Changed(queue.cancel(id).await),
         (Op::Requeue(_), _) => Done::Changed(queue.requeue(id, None).await),
-        (Op::Settle(..) | Op::Extend(_), None) => unreachable!("only claims are settled and extended"),
+        (Op::Settle(..), None) => unreachable!("only claims are settled"),
     }
 }
 
@@ -1280,20 +1260,16 @@ async fn an_idempotency_key_is_its_callers_own() {
 }
 
 #[tokio::test]
-async fn an_attempt_under_way_outlives_its_lease_and_its_answer_counts() {
+async fn an_attempt_under_way_may_take_long_and_one_that_nobody_makes_ends_with_its_lease() {
     let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
     let policy = Policy { lease: LEASE, ..Policy::plain() };
     let queue = Queue::in_memory(&clock, &policy).await;
     let ask = async || queue.enqueue(Submission::default()).await.unwrap().record.job.id;
     ask().await;
     let claim = claimed(&queue).await;
-    // The store can't be written to, or the clock is set forward: no heartbeat comes in time.
     clock.advance(LEASE * 10);
     queue.work().sweep().await.unwrap();
-    assert_eq!(
-        queue.find(claim.job.id).await.unwrap().state,
-        JobState::Running { lease_until: clock.now().plus(LEASE) }
-    );
+    assert_eq!(queue.find(claim.job.id).await.unwrap().state, JobState::Running);
     assert!(!claim.lost.is_cancelled());
     queue.work().settle(&claim.job, &Disposition::Succeed, AttemptReport::default()).await;
     let record = queue.get(claim.job.id).await.unwrap();
@@ -1350,7 +1326,7 @@ async fn a_cancel_that_meets_a_claim_records_what_the_call_may_cost() {
         let id = queue.enqueue(Submission::default()).await.unwrap().record.job.id;
         let claim = tokio::spawn({
             let (store, now) = (Arc::clone(&queue.0.store), clock.now());
-            async move { store.claim(id, Owner::ANY, now.plus(LEASE), now).await }
+            async move { store.claim(id, Owner::ANY, None, now).await }
         });
         let cancel = tokio::spawn({
             let queue = queue.clone();
@@ -1749,36 +1725,30 @@ async fn of_the_same_questions_one_is_handed_over_and_the_others_leave_their_wor
 }
 
 #[tokio::test]
-async fn a_start_ends_the_attempts_of_its_own_nodes_former_starts_alone() {
+async fn attempts_end_whose_node_is_lost_or_started_again_and_no_others() {
     let (clock, store) = (Clock::manual(Timestamp::from_millis(1_800_000_000_000)), Arc::new(MemoryStore::default()));
-    let start = async |node: &str, incarnation| {
-        let policy = Policy { owner: Owner::new(node, incarnation), lease: LEASE, ..Policy::plain() };
+    let (live, owner) = (Live::default(), |node: &str, incarnation| Owner::new(node, incarnation));
+    let start = async |owner| {
+        let policy = Policy { nodes: Arc::new(OneOfMany::new(owner, &live)), lease: LEASE, ..Policy::plain() };
         Queue::over(store.clone(), &clock, &policy, &Metrics::new()).await
     };
-    let (first, second) = (start("a", 1).await, start("b", 1).await);
+    let (first, second) = (start(owner("a", 1)).await, start(owner("b", 1)).await);
     let ids = [0, 1].map(|_| async { first.enqueue(Submission::default()).await.unwrap().record.job.id });
     let ids = join_all(ids).await;
     let (lost, kept) = (claimed(&first).await, claimed(&second).await);
     assert_eq!([lost.job.id, kept.job.id], ids[..], "two nodes share the jobs of one store");
     drop(first);
-    let again = start("a", 2).await;
-    assert_eq!(again.work().recover().await, Ok(1));
+    assert_eq!(second.work().end_lost().await, Ok(0), "it may come back");
+    live.lock().retain(|other| *other != owner("a", 1));
+    let again = start(owner("a", 2)).await;
+    assert_eq!(again.work().end_lost().await, Ok(1));
     assert_eq!(again.find(lost.job.id).await.unwrap().state, JobState::Failed { code: FailureCode::OutcomeUnknown });
     assert!(lost.lost.is_cancelled() && !kept.lost.is_cancelled());
-    assert_eq!(start("a", 3).await.work().recover().await, Ok(0));
 
+    clock.advance(LEASE * 10);
+    assert_eq!(again.work().end_lost().await, Ok(0));
     answer(&second, &kept).await;
     assert_eq!(again.find(kept.job.id).await.unwrap().state, JobState::Succeeded, "the other node's attempt lived on");
-    let third = first_of(&again).await;
-    clock.advance(LEASE);
-    second.work().end_overdue().await.unwrap();
-    assert_eq!(again.find(third.job.id).await.unwrap().state, JobState::Failed { code: FailureCode::OutcomeUnknown });
-}
-
-/// A job of its own, claimed.
-async fn first_of(queue: &Queue) -> Claim {
-    queue.enqueue(Submission::default()).await.unwrap();
-    claimed(queue).await
 }
 
 #[tokio::test]

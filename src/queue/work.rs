@@ -13,9 +13,11 @@ use super::{
     board::{Pick, Proposal},
     claim::{Claim, Reserved, Standby},
     draft::Draft,
+    elsewhere::earlier_failures,
     error::QueueError,
     fair_queue::{Lanes, List},
     handles::{Inner, WorkQueue},
+    hint::Hint,
     retry::{event_after, failure_report},
     service_time::{Kind, Observed},
 };
@@ -23,7 +25,8 @@ use crate::{
     clock::Timestamp,
     digest::Lane,
     job::{
-        Attempt, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobId, JobRequest, disposition::Disposition,
+        AtRisk, Attempt, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobId, JobRequest,
+        disposition::Disposition,
     },
     process,
     store::{ClaimedJob, StoreError},
@@ -79,6 +82,11 @@ impl WorkQueue {
     /// about to take over.
     pub fn is_store_down(&self) -> bool {
         self.0.store.trouble().is_some()
+    }
+
+    /// What the attempt of a running job may cost.
+    pub async fn at_risk(&self, id: JobId) -> Option<AtRisk> {
+        self.0.at_risk(id).await
     }
 
     /// Whether an operator has paused the queue.
@@ -158,14 +166,20 @@ impl WorkQueue {
         {
             return Ok(None);
         }
-        match self.0.store.claim(id, self.0.policy.owner, now.plus(self.0.policy.lease), now).await {
+        let (running, attempt) = (&self.0.running, proposal.job.attempt.saturating_add(1));
+        running.take(id, attempt);
+        match self.0.store.claim(id, self.0.owner(), None, now).await {
             Ok(claimed) => {
                 proposal.confirm(&claimed.job);
                 Ok(Some(claimed))
             }
             // It was cancelled in this moment, or its deadline has passed.
-            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => Ok(None),
+            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {
+                running.give_back(id);
+                Ok(None)
+            }
             Err(StoreError::Corrupt { id, reason }) => {
+                running.give_back(id);
                 self.fail_unreadable(id, &reason).await?;
                 Ok(None)
             }
@@ -194,28 +208,13 @@ impl WorkQueue {
         self.0.try_transition(id, JobEvent::FindUnreadable { report }).await.map(drop)
     }
 
-    /// What the next attempt must know of those before: the newest whose answer was of no use, and the models that
-    /// declined. Where it can't be read, the job is asked as if for the first time.
+    /// As the function of this name. Where the history can't be read, the job is asked as if for the first time.
     async fn earlier_failures(&self, job: &Job) -> (Option<Arc<Attempt>>, Vec<String>) {
-        let [rejected, refused] =
-            [FailureClass::InvalidOutput, FailureClass::Refused].map(|class| job.failures.count(class) as usize);
-        if rejected + refused == 0 {
+        if job.failures.count(FailureClass::InvalidOutput) + job.failures.count(FailureClass::Refused) == 0 {
             return (None, Vec::new());
         }
         let Ok(Some(record)) = self.0.store.get(job.id).await else { return (None, Vec::new()) };
-        let code = |attempt: &Attempt| attempt.report.error.as_ref().map(|error| error.code);
-        let newest_first = || record.attempts.iter().rev();
-        let is_rejected = |attempt: &&Arc<Attempt>| {
-            matches!(
-                code(attempt),
-                Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit)
-            )
-        };
-        let refused_by = newest_first()
-            .filter(|attempt| code(attempt) == Some(FailureCode::Refused))
-            .take(refused)
-            .filter_map(|attempt| attempt.report.model.clone());
-        (newest_first().find(is_rejected).filter(|_| rejected > 0).cloned(), refused_by.collect())
+        earlier_failures(&record, job)
     }
 
     /// Which job the next claim is to take.
@@ -228,27 +227,6 @@ impl WorkQueue {
         let is_met =
             |kind: &Kind, left, is_contested| self.0.is_met(&service_time.expectation(kind), left, is_contested);
         order.pick(now, policy.background_share, free, lanes, is_met, || board.ready(Some(List::Background)) > 0)
-    }
-
-    /// How long a claim lasts without a heartbeat.
-    pub fn lease(&self) -> Duration {
-        self.0.policy.lease
-    }
-
-    /// The heartbeat of an attempt. `Ok(false)`: the job is lost.
-    ///
-    /// # Errors
-    /// [`QueueError::Unavailable`]; the lease holds until its end.
-    pub async fn extend(&self, job: &Job) -> Result<bool, QueueError> {
-        let lease_until = self.0.now().plus(self.0.policy.lease);
-        match self.0.transition(job.id, JobEvent::Extend { attempt: job.attempt, lease_until }).await {
-            Ok(_) => Ok(true),
-            Err(StoreError::Transition(_) | StoreError::NotFound(_)) => {
-                self.0.metrics.leases_lost.inc();
-                Ok(false)
-            }
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// Settles an attempt, durably. As long as the store is unavailable it tries again: the answer is paid for. A job
@@ -264,8 +242,9 @@ impl WorkQueue {
                         let (kind, draft) = (self.0.running.kind(job.id), self.0.running.draft(job.id));
                         let kind = kind.unwrap_or_else(|| Kind::of(&JobRequest::default(), job.waited_for));
                         let (writing, bytes) = draft.map_or((Duration::ZERO, 0), |draft| draft.written());
-                        let took = self.0.now().since(started_at);
-                        self.0.service_time.observe(&kind, Observed { took, writing, bytes });
+                        let observed = Observed { took: self.0.now().since(started_at), writing, bytes };
+                        self.0.service_time.observe(&kind, observed);
+                        self.0.order.send_hint(Hint::Lasted { kind, observed });
                     }
                     break;
                 }
@@ -280,7 +259,7 @@ impl WorkQueue {
                 }
                 Err(error) => {
                     self.0.metrics.leases_lost.inc();
-                    warn!(job.id = %job.id, attempt = job.attempt, %error, "the result of an attempt is ignored, because it lost its lease");
+                    warn!(job.id = %job.id, attempt = job.attempt, %error, "the result of an attempt is ignored, because the job is not its own any more");
                     break;
                 }
             }

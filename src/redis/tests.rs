@@ -9,7 +9,7 @@ use crate::{
     job::{AttemptReport, JobRequest, JobStatus, Owner, caller, disposition::Disposition},
     ledger::Spending,
     queue::{Claim, Lanes, News, Policy, Queue, QueueError, Refused, Seen, Submission},
-    store::memory::MemoryStore,
+    store::{Alone, memory::MemoryStore},
 };
 
 #[path = "../../tests/it/redis_server.rs"]
@@ -52,7 +52,7 @@ async fn node(server: &RedisServer, store: &Arc<MemoryStore>, number: u32) -> No
 async fn node_with(server: &RedisServer, store: &Arc<MemoryStore>, number: u32, times: Times) -> Node {
     let (redis, closing) = (open(server, times).await, CancellationToken::new());
     let policy = Policy {
-        owner: Owner::new(&number.to_string(), 1),
+        nodes: Arc::new(Alone::new(Owner::new(&number.to_string(), 1))),
         max_pending: 1_000,
         submits_per_minute: NonZeroU32::new(6),
         shared_rates: Some(Arc::clone(&redis) as _),

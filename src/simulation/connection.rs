@@ -18,8 +18,12 @@ use tokio_util::sync::CancellationToken;
 use super::database::{Commit, Database, Peer, SeatRow};
 use crate::{
     clock::Clock,
+    limits::Limits,
     process::Node,
-    store::{Feed, StoreError},
+    store::{
+        Feed, Nodes, StoreError,
+        postgres::{Formats, KnownNodes, Member, Phase, Row},
+    },
 };
 
 /// As `store::postgres` has them.
@@ -35,6 +39,9 @@ pub(super) struct Connection {
     pub(super) database: Arc<Database>,
     pub(super) process: Node,
     pub(super) clock: Clock,
+    /// The name of its node.
+    name: String,
+    pub(super) nodes: Arc<KnownNodes>,
     pub(super) lost: CancellationToken,
     /// Whether the node is cut off from the database, whichever process runs on it.
     pub(super) is_cut: Arc<AtomicBool>,
@@ -110,6 +117,7 @@ impl Connection {
         process: &Node,
         clock: Clock,
         is_cut: Arc<AtomicBool>,
+        (name, lease): (String, Duration),
     ) -> Arc<Connection> {
         let (events, incoming) = mpsc::unbounded_channel();
         let state = State { feed: None, rows: 0, link: 0, is_down: false, epoch: None, beat_at: Instant::now() };
@@ -118,6 +126,8 @@ impl Connection {
             database: Arc::clone(database),
             process: process.clone(),
             clock,
+            nodes: Arc::new(KnownNodes::new(&Member { name: Some(&name), lease, ..Member::COMMAND })),
+            name,
             lost: CancellationToken::new(),
             is_cut,
             state: Mutex::new(state),
@@ -299,6 +309,83 @@ impl Connection {
             if state.link == link {
                 state.is_down = false;
                 return;
+            }
+        }
+    }
+
+    /// Notes which attempts are this process's.
+    pub(super) async fn run_owner(self: Arc<Self>) {
+        let mut own = self.nodes.own();
+        loop {
+            self.database.journal.owns(self.number, *own.borrow_and_update());
+            if own.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Writes the beats of the node, and reads those of the others.
+    pub(super) async fn run_beats(self: Arc<Self>) {
+        let (nodes, database) = (&self.nodes, &self.database);
+        nodes.phase.send_replace(Phase::Ready);
+        loop {
+            let (number, is_registered) = nodes.incarnation();
+            sleep(database.latency()).await;
+            if self.is_reachable() {
+                if !is_registered {
+                    nodes.registers(number);
+                    self.register(number);
+                }
+                let sent_at = Instant::now();
+                let rows = self.beat(number);
+                sleep(database.latency()).await;
+                if self.is_reachable()
+                    && !nodes.answered(number, rows, sent_at, Phase::Ready)
+                    && nodes.incarnation().0 == number
+                {
+                    nodes.lapse("another node has taken it for lost");
+                }
+                if self.is_seated() && self.is_reachable() {
+                    let lost = nodes.lost();
+                    let is_lost =
+                        |row: &Row| lost.iter().any(|lost| lost.beat == row.beat && lost.owner() == row.owner());
+                    database.nodes.lock().retain(|row| !is_lost(row));
+                }
+            }
+            sleep(BEAT_PAUSE).await;
+        }
+    }
+
+    fn register(&self, number: u32) {
+        let mut rows = self.database.nodes.lock();
+        rows.retain(|row| row.name != self.name);
+        rows.push(Row {
+            name: self.name.clone(),
+            incarnation: number,
+            beat: 0,
+            is_ready: true,
+            version: String::new(),
+            formats: Formats::OF_THIS_PROGRAM,
+        });
+    }
+
+    fn beat(&self, number: u32) -> Vec<(Row, bool)> {
+        let mut rows = self.database.nodes.lock();
+        let is_own = |row: &Row| row.name == self.name && row.incarnation == number;
+        rows.iter_mut().filter(|row| is_own(row)).for_each(|row| row.beat += 1);
+        rows.iter().map(|row| (row.clone(), is_own(row))).collect()
+    }
+
+    /// Sends what calls show to the dispatcher. Some of it is lost, and some comes twice.
+    pub(super) async fn run_letters(self: Arc<Self>, limits: Limits) {
+        let (mut observations, database) = (limits.observations(), Arc::clone(&self.database));
+        while let Ok(observation) = observations.recv().await {
+            sleep(database.latency()).await;
+            let times = if self.is_seated() || !self.is_reachable() || database.is_lost() { 0 } else { 1 };
+            let times = times + u32::from(times == 1 && database.is_lost());
+            let dispatcher = database.dispatcher.lock().clone();
+            for limits in dispatcher.iter().cycle().take(times as usize) {
+                limits.hear(observation.clone());
             }
         }
     }

@@ -15,7 +15,8 @@ use super::journal::Journal;
 use crate::{
     clock::SavedTime,
     job::{Job, JobId},
-    store::{Feed, JobStore, StoreError, Totals, memory::MemoryStore},
+    limits::Limits,
+    store::{Feed, JobStore, StoreError, Totals, memory::MemoryStore, postgres::Row as NodeRow},
 };
 
 /// A transaction whose node is silent for so long is rolled back.
@@ -30,6 +31,10 @@ pub(super) struct Database {
     pub(super) feed: Arc<Log>,
     pub(super) seat: Mutex<SeatRow>,
     pub(super) weather: Mutex<Weather>,
+    /// The table of nodes.
+    pub(super) nodes: Mutex<Vec<NodeRow>>,
+    /// Who hands out calls, by the process.
+    pub(super) dispatcher: Mutex<Option<Limits>>,
     connections: Mutex<Vec<Weak<dyn Peer>>>,
     /// Held from the start of a write transaction to its end.
     turn: tokio::sync::Mutex<()>,
@@ -150,6 +155,8 @@ impl Database {
             feed,
             seat: Mutex::default(),
             weather: Mutex::default(),
+            nodes: Mutex::default(),
+            dispatcher: Mutex::default(),
             connections: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             random: Mutex::new(random),

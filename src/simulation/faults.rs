@@ -25,7 +25,7 @@ impl Faults {
     pub(super) async fn run(mut self) {
         while Instant::now() < self.until {
             sleep(Duration::from_millis(self.random.random_range(200..5_000))).await;
-            // Most often the node that makes the calls.
+            // Most often the node that hands out the calls.
             let is_seated =
                 |machine: &&Arc<Machine>| machine.run.lock().as_ref().is_some_and(|run| run.connection.is_seated());
             let dispatcher = self.machines.iter().find(is_seated).filter(|_| self.random.random_bool(0.4)).cloned();

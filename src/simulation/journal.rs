@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     clock::Timestamp,
-    job::{Attempt, AttemptOutcome, Job, JobId, JobRecord, JobRequest, JobState, caller},
+    job::{Attempt, AttemptOutcome, Job, JobId, JobRecord, JobRequest, JobState, Owner, caller},
 };
 
 /// These always have jobs that wait, and so are to get the same number of calls.
@@ -37,8 +37,10 @@ struct State {
     told: BTreeMap<JobId, End>,
     /// Jobs that somebody asked to be retried.
     requeued: BTreeSet<JobId>,
-    /// The newest attempt of each job that a process was given.
-    granted: BTreeMap<(u32, JobId), u32>,
+    /// Who owns attempts.
+    owners: Vec<(u32, Owner)>,
+    /// The newest attempt of each job that an owner was given.
+    granted: BTreeMap<(String, JobId), u32>,
     calls: BTreeSet<(JobId, u32)>,
     /// Claims of greedy callers while all of them waited, by seat.
     terms: Vec<[u32; GREEDY.len()]>,
@@ -70,6 +72,7 @@ impl Journal {
             keys: BTreeMap::new(),
             told: BTreeMap::new(),
             requeued: BTreeSet::new(),
+            owners: Vec::new(),
             granted: BTreeMap::new(),
             calls: BTreeSet::new(),
             terms: vec![[0; GREEDY.len()]],
@@ -106,6 +109,7 @@ impl Journal {
         let mut state = self.0.lock();
         state.event(&format!("{} {} {:?} {:?}", job.id, job.attempt, job.state, job.owner));
         state.count_turn(job, pending);
+        state.grant(job);
         let life = state.lives.entry(job.id).or_default();
         let before = life.state.replace(job.state);
         let attempt_before = std::mem::replace(&mut life.attempt, job.attempt);
@@ -113,10 +117,10 @@ impl Journal {
             life.ends.insert(end_of(job));
         }
         let was_final = before.is_some_and(JobState::is_final);
-        let was_running = matches!(before, Some(JobState::Running { .. }));
+        let was_running = matches!(before, Some(JobState::Running));
         let is_step = match job.state {
-            JobState::Running { .. } if was_running => job.attempt == attempt_before,
-            JobState::Running { .. } => !was_final && job.attempt == attempt_before + 1,
+            JobState::Running if was_running => job.attempt == attempt_before,
+            JobState::Running => !was_final && job.attempt == attempt_before + 1,
             JobState::Queued { .. } => before.is_none_or(|before| !matches!(before, JobState::Succeeded)),
             _ => !was_final,
         };
@@ -125,16 +129,21 @@ impl Journal {
         }
     }
 
-    /// A process was given an attempt.
-    pub(super) fn granted(&self, process: u32, job: &Job) {
-        self.0.lock().granted.insert((process, job.id), job.attempt);
+    /// A process makes the attempts of this owner.
+    pub(super) fn owns(&self, process: u32, owner: Owner) {
+        let mut state = self.0.lock();
+        state.event(&format!("process {process} is {owner:?}"));
+        state.owners.push((process, owner));
     }
 
     /// A process calls Claude. `stored` is the job as the database has it.
     pub(super) fn called(&self, process: u32, request: &JobRequest, stored: impl Fn(JobId) -> Option<JobRecord>) {
         let mut state = self.0.lock();
         let id = request.request_id.as_ref().and_then(|request| state.jobs.get(request).copied());
-        let granted = id.and_then(|id| Some((id, state.granted.remove(&(process, id))?)));
+        let own: Vec<String> =
+            state.owners.iter().filter(|(of, _)| *of == process).map(|(_, owner)| format!("{owner:?}")).collect();
+        let mut take = |id| own.iter().find_map(|owner| state.granted.remove(&(owner.clone(), id)));
+        let granted = id.and_then(|id| Some((id, take(id)?)));
         let Some((id, attempt)) = granted else {
             return state.violated(format!("process {process} calls for {id:?} without a claim"));
         };
@@ -254,6 +263,13 @@ impl State {
         let at = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
         for byte in at.to_le_bytes().iter().chain(what.as_bytes()) {
             self.trace = (self.trace ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    /// A claim gives the attempt to its owner.
+    fn grant(&mut self, job: &Job) {
+        if let Some(owner) = job.owner {
+            self.granted.insert((format!("{owner:?}"), job.id), job.attempt);
         }
     }
 

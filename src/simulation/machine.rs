@@ -27,8 +27,8 @@ use crate::{
     clock::{Clock, Moments, Timestamp},
     config::values::{DailyBudget, RateCaps},
     digest::{ModelKey, sha256},
-    dispatch::Dispatcher,
-    job::{JobRequest, Owner},
+    dispatch::{Dispatcher, assigned},
+    job::JobRequest,
     ledger::Spending,
     limits::{
         self, Limits,
@@ -68,6 +68,7 @@ pub(super) struct World {
 }
 
 pub(super) struct Machine {
+    name: String,
     pub(super) clock: Clock,
     pub(super) is_cut: Arc<AtomicBool>,
     pub(super) run: Mutex<Option<Run>>,
@@ -84,8 +85,9 @@ pub(super) struct Run {
 }
 
 impl Machine {
-    pub(super) fn new(start: Timestamp) -> Arc<Machine> {
+    pub(super) fn new(name: String, start: Timestamp) -> Arc<Machine> {
         Arc::new(Machine {
+            name,
             clock: Clock::running(start),
             is_cut: Arc::default(),
             run: Mutex::default(),
@@ -100,7 +102,8 @@ impl Machine {
             clock.resume(world.database.seat.lock().time.as_ref());
             let number = world.processes.fetch_add(1, Ordering::Relaxed);
             let is_cut = Arc::clone(&self.is_cut);
-            let connection = Connection::open(&world.database, number, &process, clock, is_cut);
+            let named = (self.name.clone(), world.settings.lease);
+            let connection = Connection::open(&world.database, number, &process, clock, is_cut, named);
             let (ended, exit) = (CancellationToken::new(), CancellationToken::new());
             let run = Run { process: process.clone(), connection, queue: None, ended: ended.clone() };
             *self.run.lock() = Some(run.clone());
@@ -123,9 +126,10 @@ impl Machine {
     /// A process from its start on, as `app` does it.
     async fn start(self: Arc<Self>, world: Arc<World>, run: Run, exit: CancellationToken) {
         let Run { process, connection, .. } = &run;
+        process.spawn(Arc::clone(connection).run_owner());
         let store: Arc<dyn Store> = Arc::new(NodeStore(Arc::clone(connection)));
         let (clock, spending, closing) = (connection.clock.clone(), Spending::default(), CancellationToken::new());
-        let policy = policy(&world.settings, connection.number);
+        let policy = policy(&world.settings, connection);
         let queue = loop {
             let (clock, metrics) = (clock.clone(), world.metrics.clone());
             let queue =
@@ -138,23 +142,30 @@ impl Machine {
         if let Some(run) = self.run.lock().as_mut().filter(|run| run.connection.number == connection.number) {
             run.queue = Some(queue.clone());
         }
+        let (work, limits) = (queue.work(), limits(&world, clock.clone(), spending));
+        let worker = Worker {
+            queue: work.clone(),
+            limits: limits.clone(),
+            agent: Caller { claude: Arc::clone(&world.claude), process: connection.number },
+            metrics: world.metrics.clone(),
+            closing: closing.clone(),
+        };
+        let (beating, assigning, following) = (Arc::clone(connection), worker.clone(), queue.work());
+        process.spawn(Arc::clone(connection).run_beats());
+        process.spawn(async move { beating.nodes.watch_lease().await });
+        process.spawn(Arc::clone(connection).run_letters(limits.clone()));
+        process.spawn(assigned::run(assigning, TaskTracker::new()));
+        process.spawn(async move { following.follow_own_node().await });
         process.spawn(Arc::clone(connection).run_seat());
         connection.seated().await;
-        let (work, limits) = (queue.work(), limits(&world, clock.clone(), spending));
-        let memo = Memo { registry: Registry::new(Arc::clone(&store) as _), queue, limits: limits.clone(), clock };
+        let memo = Memo { registry: Registry::new(Arc::clone(&store) as _), limits: limits.clone(), clock };
         if memo.take_over().await.is_err() || recover(&work).await.is_err() {
             return exit.cancel();
         }
+        *world.database.dispatcher.lock() = Some(limits);
         process.spawn(memo.run());
         process.spawn(sweeper::run(work.clone(), closing.clone()));
-        let worker = Worker {
-            queue: work,
-            limits,
-            agent: Caller { claude: Arc::clone(&world.claude), process: connection.number },
-            metrics: world.metrics.clone(),
-            closing,
-        };
-        Dispatcher::start(worker, world.settings.calls_at_once, &TaskTracker::new());
+        Dispatcher::start(worker, world.settings.calls_at_once, &TaskTracker::new(), &TaskTracker::new());
         // What was started above lives as long as the process.
         std::future::pending::<()>().await;
     }
@@ -178,14 +189,14 @@ impl Machine {
 }
 
 async fn recover(work: &WorkQueue) -> Result<(), QueueError> {
-    work.recover().await?;
+    work.end_lost().await?;
     while work.end_overdue().await? > 0 {}
     Ok(())
 }
 
-fn policy(settings: &Settings, process: u32) -> Policy {
+fn policy(settings: &Settings, connection: &Connection) -> Policy {
     Policy {
-        owner: Owner::new("embedded", process),
+        nodes: Arc::clone(&connection.nodes) as _,
         workers: settings.calls_at_once,
         retries: RetryBounds {
             other: 3,
@@ -217,7 +228,6 @@ fn limits(world: &World, clock: Clock, spending: Spending) -> Limits {
 /// What the dispatcher knows, for the next one.
 struct Memo {
     registry: Registry,
-    queue: Queue,
     limits: Limits,
     clock: Clock,
 }
@@ -230,7 +240,6 @@ impl Memo {
             self.limits.adopt(memo, &Moments::now(&self.clock));
         }
         self.limits.take_over();
-        self.queue.operations().take_over();
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::connection::Connection;
 use crate::{
     clock::Timestamp,
+    digest::ModelKey,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         Owner, delivery::Delivery,
@@ -32,13 +33,9 @@ impl NodeStore {
 #[async_trait]
 impl JobStore for NodeStore {
     async fn insert(&self, job: Job, request: Arc<JobRequest>) -> Result<Insertion, StoreError> {
-        let (store, after) = (self.database(), job.clone());
+        let store = self.database();
         self.0.database.journal.sent(job.id, &request);
-        let inserted = self.0.write(async move { store.insert(job, request).await }).await?;
-        if after.is_running() && inserted == Insertion::Accepted {
-            self.0.database.journal.granted(self.0.number, &after);
-        }
-        Ok(inserted)
+        self.0.write(async move { store.insert(job, request).await }).await
     }
 
     async fn insert_all(&self, jobs: Vec<JobRecord>) -> Result<Vec<Insertion>, StoreError> {
@@ -56,13 +53,11 @@ impl JobStore for NodeStore {
         &self,
         id: JobId,
         owner: Owner,
-        lease_until: Timestamp,
+        asks: Option<ModelKey>,
         now: Timestamp,
     ) -> Result<ClaimedJob, StoreError> {
         let store = self.database();
-        let claimed = self.0.write(async move { store.claim(id, owner, lease_until, now).await }).await?;
-        self.0.database.journal.granted(self.0.number, &claimed.job);
-        Ok(claimed)
+        self.0.write(async move { store.claim(id, owner, asks, now).await }).await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {

@@ -117,7 +117,7 @@ pub(crate) async fn spent(store: &impl Store, day: Day) -> Sums {
 
 /// Claims job `n`.
 pub(crate) async fn claim(store: &impl Store, n: u32, now: u32) -> Job {
-    store.claim(job(n).id, Owner::ANY, at(now + 30), at(now)).await.unwrap().job
+    store.claim(job(n).id, Owner::ANY, None, at(now)).await.unwrap().job
 }
 
 /// A feed that notes what it hears.
@@ -203,7 +203,7 @@ async fn gives_each_job_to_one_claimant<S: Store>(store: S) {
     let claims: Vec<_> = (0..8)
         .map(|_| {
             let store = Arc::clone(&store);
-            tokio::spawn(async move { store.claim(job(0).id, Owner::ANY, at(40), at(10)).await })
+            tokio::spawn(async move { store.claim(job(0).id, Owner::ANY, None, at(10)).await })
         })
         .collect();
     let mut given = Vec::new();
@@ -214,21 +214,21 @@ async fn gives_each_job_to_one_claimant<S: Store>(store: S) {
         }
     }
     let [claimed] = &given[..] else { panic!("one claim, not {}", given.len()) };
-    assert_eq!((claimed.job.state, claimed.job.attempt), (JobState::Running { lease_until: at(40) }, 1));
+    assert_eq!((claimed.job.state, claimed.job.attempt), (JobState::Running, 1));
     assert_eq!(claimed.request, request(0));
     for n in [1, 2] {
-        let refused = store.claim(job(n).id, Owner::ANY, at(40), at(10)).await.unwrap_err();
+        let refused = store.claim(job(n).id, Owner::ANY, None, at(10)).await.unwrap_err();
         assert!(matches!(refused, StoreError::Transition(TransitionError::Illegal { .. })), "{refused}");
     }
-    assert_eq!(store.claim(job(9).id, Owner::ANY, at(40), at(10)).await.unwrap_err(), StoreError::NotFound(job(9).id));
+    assert_eq!(store.claim(job(9).id, Owner::ANY, None, at(10)).await.unwrap_err(), StoreError::NotFound(job(9).id));
     assert_eq!(claim(&*store, 1, 50).await.attempt, 1);
 }
 
 async fn takes_a_job_together_with_its_claim(store: &impl Store) {
-    let claimed = job(0).apply(&JobEvent::Claim { owner: Owner::ANY, lease_until: at(30) }, at(1)).unwrap();
+    let claimed = job(0).apply(&JobEvent::Claim { owner: Owner::ANY, asks: None }, at(1)).unwrap();
     add(store, [claimed.clone()]).await;
     assert_eq!(find(store, 0).await, Some(claimed.clone()));
-    assert!(store.claim(claimed.id, Owner::ANY, at(40), at(2)).await.is_err(), "it has its worker");
+    assert!(store.claim(claimed.id, Owner::ANY, None, at(2)).await.is_err(), "it has its worker");
     let done = store.transition(claimed.id, success(1, 1), at(3)).await.unwrap();
     assert_eq!(done.status(at(3)), JobStatus::Succeeded);
 }
@@ -541,7 +541,7 @@ async fn adds_up_what_attempts_cost_and_outlives_their_jobs(store: &impl Store) 
 
     let at_risk = Some(AtRisk { input_tokens: 3, output_tokens: 4, nanodollars: Some(9) });
     claim(store, 1, 13).await;
-    settle(1, JobEvent::Expire { attempt: 1, lease_until: at(43), retry_at: None, at_risk }, DAY + 1).await;
+    settle(1, JobEvent::Expire { attempt: 1, retry_at: None, at_risk }, DAY + 1).await;
     claim(store, 2, 14).await;
     settle(2, JobEvent::Cancel { at_risk }, DAY + 2).await;
     settle(3, JobEvent::Cancel { at_risk }, DAY + 2).await;

@@ -22,6 +22,7 @@ use super::traits::{
 };
 use crate::{
     clock::Timestamp,
+    digest::ModelKey,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         Owner, delivery::Delivery,
@@ -235,10 +236,10 @@ impl<S: Store> JobStore for FaultStore<S> {
         &self,
         id: JobId,
         owner: Owner,
-        lease_until: Timestamp,
+        asks: Option<ModelKey>,
         now: Timestamp,
     ) -> Result<ClaimedJob, StoreError> {
-        self.call(Call::Claim, self.inner.claim(id, owner, lease_until, now)).await
+        self.call(Call::Claim, self.inner.claim(id, owner, asks, now)).await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {
@@ -434,7 +435,7 @@ mod tests {
         assert!(store.find(job(0).id).await.unwrap().is_some() && store.find(job(1).id).await.unwrap().is_none());
 
         store.fail_after(0, Moment::After);
-        let error = store.claim(job(0).id, Owner::ANY, at(30), at(1)).await.unwrap_err();
+        let error = store.claim(job(0).id, Owner::ANY, None, at(1)).await.unwrap_err();
         assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
         assert!(store.find(job(0).id).await.unwrap().unwrap().is_running(), "it is claimed all the same");
         store.fail_after(0, Moment::After);

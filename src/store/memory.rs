@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
+    digest::ModelKey,
     job::{
         Attempt, AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection,
         JobState, Listing, MAX_ATTEMPTS, Owner, Side,
@@ -146,7 +147,7 @@ impl State {
                 JobState::Succeeded => ended.succeeded += 1,
                 JobState::Failed { .. } => ended.failed += 1,
                 JobState::Cancelled => ended.cancelled += 1,
-                JobState::Queued { .. } | JobState::Running { .. } => {}
+                JobState::Queued { .. } | JobState::Running => {}
             }
         }
         let newest = self.ledger.last_key_value();
@@ -242,11 +243,11 @@ impl JobStore for MemoryStore {
         &self,
         id: JobId,
         owner: Owner,
-        lease_until: Timestamp,
+        asks: Option<ModelKey>,
         now: Timestamp,
     ) -> Result<ClaimedJob, StoreError> {
         self.change(|state| {
-            let job = state.apply(id, &JobEvent::Claim { owner, lease_until }, now)?;
+            let job = state.apply(id, &JobEvent::Claim { owner, asks }, now)?;
             let request = state.record(id).map(|record| Arc::clone(&record.request)).unwrap_or_default();
             Ok((ClaimedJob { job: job.clone(), request }, vec![job]))
         })

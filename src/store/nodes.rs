@@ -45,3 +45,45 @@ impl Nodes for Alone {
         false
     }
 }
+
+/// One of several nodes, in a test.
+#[cfg(test)]
+pub(crate) struct OneOfMany {
+    own: watch::Sender<Owner>,
+    live: Live,
+}
+
+/// The nodes that are alive.
+#[cfg(test)]
+pub(crate) type Live = std::sync::Arc<parking_lot::Mutex<Vec<Owner>>>;
+
+#[cfg(test)]
+impl OneOfMany {
+    pub(crate) fn new(owner: Owner, live: &Live) -> OneOfMany {
+        live.lock().push(owner);
+        OneOfMany { own: watch::Sender::new(owner), live: std::sync::Arc::clone(live) }
+    }
+
+    /// Takes itself for lost.
+    pub(crate) fn start_afresh(&self, owner: Owner) {
+        let former = self.own.send_replace(owner);
+        let mut live = self.live.lock();
+        live.retain(|other| *other != former);
+        live.push(owner);
+    }
+}
+
+#[cfg(test)]
+impl Nodes for OneOfMany {
+    fn own(&self) -> watch::Receiver<Owner> {
+        self.own.subscribe()
+    }
+
+    fn ready(&self) -> Vec<Owner> {
+        self.live.lock().clone()
+    }
+
+    fn may_run(&self, owner: Owner) -> bool {
+        self.live.lock().contains(&owner)
+    }
+}

@@ -59,11 +59,14 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
+pub(crate) use self::nodes::{KnownNodes, Phase};
+#[cfg(test)]
+pub(crate) use self::roster::Row;
 use self::{
     batch::{Batch, Needs},
     connection::Database,
     listing::{broken, decode, record, unavailable},
-    nodes::{Beats, DRAIN_TIMEOUT, KnownNodes, Phase},
+    nodes::{Beats, DRAIN_TIMEOUT},
     readers::Readers,
     schema::Schema,
     session::FORGOTTEN_KEYS,
@@ -83,6 +86,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, Timestamp},
+    digest::ModelKey,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         Owner,
@@ -348,11 +352,11 @@ impl JobStore for PostgresStore {
         &self,
         id: JobId,
         owner: Owner,
-        lease_until: Timestamp,
+        asks: Option<ModelKey>,
         now: Timestamp,
     ) -> Result<ClaimedJob, StoreError> {
         let needs = Needs { requests: vec![id], ..Needs::job(id) };
-        self.change(needs, move |batch| batch.claim(id, &JobEvent::Claim { owner, lease_until }, now)).await
+        self.change(needs, move |batch| batch.claim(id, &JobEvent::Claim { owner, asks }, now)).await
     }
 
     async fn transition(&self, id: JobId, event: JobEvent, now: Timestamp) -> Result<Job, StoreError> {

@@ -76,6 +76,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, Timestamp},
+    digest::ModelKey,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         Owner, delivery::Delivery,
@@ -170,8 +171,8 @@ impl JobStore for SledStore {
         self.write(size_of(&all), |batch| batch.import(all, places)).await
     }
 
-    async fn claim(&self, id: JobId, owner: Owner, lease_until: Timestamp, now: Timestamp) -> Result<ClaimedJob> {
-        let claim = JobEvent::Claim { owner, lease_until };
+    async fn claim(&self, id: JobId, owner: Owner, asks: Option<ModelKey>, now: Timestamp) -> Result<ClaimedJob> {
+        let claim = JobEvent::Claim { owner, asks };
         self.write(Size::ONE, move |batch| batch.claim(id, &claim, now)).await
     }
 

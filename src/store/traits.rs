@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     clock::Timestamp,
+    digest::ModelKey,
     job::{
         AttemptReport, IdempotencyKey, Job, JobEvent, JobId, JobPage, JobRecord, JobRequest, JobSelection, Listing,
         Owner, TransitionError, caller::Caller, delivery::Delivery,
@@ -75,7 +76,7 @@ pub trait JobStore: Send + Sync + 'static {
         &self,
         id: JobId,
         owner: Owner,
-        lease_until: Timestamp,
+        asks: Option<ModelKey>,
         now: Timestamp,
     ) -> Result<ClaimedJob, StoreError>;
 

@@ -81,7 +81,7 @@ impl<'a> Message<'a> {
             JobState::Failed { .. } => CallbackEvent::Failed,
             JobState::Cancelled => CallbackEvent::Cancelled,
             JobState::Succeeded if asks => CallbackEvent::NeedsInformation,
-            JobState::Succeeded | JobState::Queued { .. } | JobState::Running { .. } => CallbackEvent::Succeeded,
+            JobState::Succeeded | JobState::Queued { .. } | JobState::Running => CallbackEvent::Succeeded,
         };
         Message { r#type, timestamp: job.finished_at, data }
     }

@@ -1,4 +1,4 @@
-//! A worker with an attempt of the test's own making: attempts that panic, and leases that are kept, lost and taken away.
+//! A worker with an attempt of the test's own making: attempts that panic, that lose their job, and that another node makes.
 
 use std::{
     num::NonZeroU32,
@@ -7,17 +7,17 @@ use std::{
 
 use futures_util::future::{BoxFuture, pending};
 use tokio::{sync::mpsc, time::Instant};
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::*;
 use crate::{
     claude::message::MessageRequest,
-    clock::Clock,
+    clock::{Clock, Timestamp},
     config::values::RateCaps,
     digest::ModelKey,
-    dispatch::Dispatcher,
+    dispatch::{Dispatcher, assigned},
     job::{
-        AtRisk, AttemptOutcome, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, JobStatus, Listing,
+        AtRisk, AttemptOutcome, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, JobStatus, Listing, Owner,
         disposition::{Scope, SharedFailure},
     },
     ledger::Spending,
@@ -26,12 +26,12 @@ use crate::{
         JobStore as _,
         fault::{FaultStore, Moment},
         memory::MemoryStore,
+        nodes::{Live, OneOfMany},
     },
 };
 
-/// Short, since heartbeats follow it in real time. It ends by the manual clock, so however slow the machine is, no
-/// lease is over before the test says so.
-const LEASE: Duration = Duration::from_millis(30);
+/// It ends by the manual clock.
+const LEASE: Duration = Duration::from_secs(30);
 
 /// A test that waits longer for anything has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -75,6 +75,7 @@ struct Shop {
     metrics: Metrics,
     closing: CancellationToken,
     tracker: TaskTracker,
+    worker: Worker<Scripted>,
 }
 
 impl Shop {
@@ -87,17 +88,29 @@ impl Shop {
         script: impl Fn(&str) -> Act + Send + Sync + 'static,
         in_use: Arc<dyn Fn() -> ModelKey + Send + Sync>,
     ) -> Shop {
-        let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
-        let metrics = Metrics::new();
         let store = Arc::new(FaultStore::over(MemoryStore::default()));
         let policy = Policy { lease: LEASE, ..Policy::plain() };
-        let closing = CancellationToken::new();
+        let shop = Shop::over(store, policy, script, in_use).await;
+        Dispatcher::start(shop.worker.clone(), 1, &shop.tracker, &TaskTracker::new());
+        shop
+    }
+
+    /// One that does not dispatch yet.
+    async fn over(
+        store: Arc<FaultStore<MemoryStore>>,
+        policy: Policy,
+        script: impl Fn(&str) -> Act + Send + Sync + 'static,
+        in_use: Arc<dyn Fn() -> ModelKey + Send + Sync>,
+    ) -> Shop {
+        let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
+        let metrics = Metrics::new();
+        let (closing, policy_workers) = (CancellationToken::new(), policy.workers);
         let (spending, clocked) = (Spending::default(), clock.clone());
         let queue =
             Queue::open(store.clone(), clocked, policy, metrics.clone(), spending, closing.clone()).await.unwrap();
         let most = Some(NonZeroU32::MAX);
         let per_minute = RateCaps { requests: most, input_tokens: most, output_tokens: most };
-        let limits = Limits::new(per_minute, 1, None, in_use);
+        let limits = Limits::new(per_minute, policy_workers, None, in_use);
         let worker = Worker {
             queue: queue.work(),
             limits: limits.clone(),
@@ -105,9 +118,7 @@ impl Shop {
             metrics: metrics.clone(),
             closing: closing.clone(),
         };
-        let tracker = TaskTracker::new();
-        Dispatcher::start(worker, 1, &tracker);
-        Shop { clock, store, queue, limits, metrics, closing, tracker }
+        Shop { clock, store, queue, limits, metrics, closing, tracker: TaskTracker::new(), worker }
     }
 
     async fn ask(&self, query: &str) -> JobId {
@@ -123,19 +134,10 @@ impl Shop {
     }
 
     /// Takes the job from its worker, as the sweeper of another process would.
-    async fn take_lease(&self, id: JobId) {
-        let expired = async {
-            loop {
-                let job = self.store.find(id).await.unwrap().unwrap();
-                let (attempt, lease_until) = (job.attempt, lease_until(&job));
-                let event = JobEvent::Expire { attempt, lease_until, retry_at: None, at_risk: None };
-                // A heartbeat may have extended it in between.
-                if self.store.transition(id, event, self.queue.now()).await.is_ok() {
-                    return;
-                }
-            }
-        };
-        timeout(PATIENCE, expired).await.expect("the lease can be taken");
+    async fn end_attempt(&self, id: JobId) {
+        let job = self.store.find(id).await.unwrap().unwrap();
+        let event = JobEvent::Expire { attempt: job.attempt, retry_at: None, at_risk: None };
+        self.store.transition(id, event, self.queue.now()).await.unwrap();
     }
 
     /// The job once it is as wanted, which nothing signals.
@@ -158,6 +160,76 @@ impl Shop {
         self.tracker.close();
         timeout(PATIENCE, self.tracker.wait()).await.expect("the attempt ends");
     }
+}
+
+/// Two nodes: the first hands out the calls, and the second makes its part of them. They tell what their attempts do.
+struct Pair {
+    first: Shop,
+    second: Shop,
+    second_node: Arc<OneOfMany>,
+    told: mpsc::UnboundedReceiver<(&'static str, &'static str)>,
+    _together: AbortOnDropHandle<()>,
+}
+
+async fn pair() -> Pair {
+    let (sender, told) = mpsc::unbounded_channel();
+    let (store, live) = (Arc::new(FaultStore::over(MemoryStore::default())), Live::default());
+    let open = async |name: &'static str| {
+        let node = Arc::new(OneOfMany::new(Owner::new(name, 1), &live));
+        let policy = Policy { nodes: Arc::clone(&node) as _, workers: 2, lease: LEASE, ..Policy::plain() };
+        let sender = sender.clone();
+        let script = move |query: &str| {
+            let _ = sender.send((name, "started"));
+            match query {
+                "endless" => pending().boxed(),
+                _ => async { success() }.boxed(),
+            }
+        };
+        (Shop::over(Arc::clone(&store), policy, script, Arc::new(|| ModelKey::of("scripted"))).await, node)
+    };
+    let ((first, _), (second, second_node)) = (open("first").await, open("second").await);
+    let (worker, tracker, following) = (second.worker.clone(), second.tracker.clone(), second.queue.work());
+    let together = AbortOnDropHandle::new(tokio::spawn(async move {
+        tokio::join!(assigned::run(worker, tracker), following.follow_own_node());
+    }));
+    Dispatcher::start(first.worker.clone(), 2, &first.tracker, &TaskTracker::new());
+    Pair { first, second, second_node, told, _together: together }
+}
+
+#[tokio::test]
+async fn the_less_busy_node_makes_a_call_and_its_end_makes_room_for_the_next() {
+    let mut pair = pair().await;
+    let queue = pair.first.queue.clone();
+    let [own, other] = [pair.first.ask("endless").await, pair.second.ask("endless").await];
+    let mut told = [pair.told.recv().await.unwrap(), pair.told.recv().await.unwrap()];
+    told.sort_unstable();
+    assert_eq!(told, [("first", "started"), ("second", "started")]);
+    let asks = async |id| queue.find(id).await.unwrap().asks;
+    assert_eq!([asks(own).await, asks(other).await], [None, Some(ModelKey::of("scripted"))]);
+    let waiting = pair.first.ask("waits for room").await;
+    assert!(pair.told.try_recv().is_err(), "two calls at once");
+
+    pair.second.queue.cancel(other).await.unwrap();
+    let done = pair.first.ended(waiting).await;
+    assert_eq!(pair.told.recv().await, Some(("second", "started")));
+    assert_eq!((done.job.state, done.attempts.len()), (JobState::Succeeded, 1));
+    pair.first.queue.cancel(own).await.unwrap();
+    pair.first.close().await;
+    pair.second.close().await;
+}
+
+#[tokio::test]
+async fn a_node_that_may_be_taken_for_lost_stops_its_calls_and_ends_their_attempts() {
+    let mut pair = pair().await;
+    pair.first.ask("endless").await;
+    let id = pair.first.ask("endless").await;
+    for _ in 0..2 {
+        pair.told.recv().await.unwrap();
+    }
+    pair.second_node.start_afresh(Owner::new("second", 2));
+    let lost = pair.first.ended(id).await;
+    assert_eq!(lost.job.state, JobState::Failed { code: FailureCode::OutcomeUnknown });
+    pair.second.close().await;
 }
 
 /// Tells when it is dropped: how an attempt notices that it is stopped.
@@ -192,11 +264,6 @@ async fn next(told: &mut mpsc::UnboundedReceiver<&'static str>) -> &'static str 
     timeout(PATIENCE, told.recv()).await.expect("the attempt tells").unwrap()
 }
 
-fn lease_until(job: &Job) -> Timestamp {
-    let JobState::Running { lease_until } = job.state else { panic!("{job:?}") };
-    lease_until
-}
-
 #[tokio::test]
 async fn an_attempt_that_panics_fails_and_its_worker_lives_on() {
     let shop = Shop::open(|query| match query {
@@ -223,61 +290,21 @@ async fn an_attempt_that_panics_fails_and_its_worker_lives_on() {
 }
 
 #[tokio::test]
-async fn heartbeats_keep_the_lease_of_an_attempt_that_takes_long() {
-    let (shop, mut told) = endless().await;
-    let id = shop.ask("endless").await;
-    assert_eq!(next(&mut told).await, "started");
-    for _ in 0..10 {
-        shop.clock.advance(LEASE * 9 / 10);
-        let now = shop.queue.now();
-        shop.until(id, |job| lease_until(job) == now.plus(LEASE)).await;
-        shop.queue.work().sweep().await.unwrap();
-        let job = shop.store.find(id).await.unwrap().unwrap();
-        assert_eq!((job.attempt, job.status(now)), (1, JobStatus::Running));
-    }
-    assert_eq!(shop.metrics.leases_lost.get(), 0);
-    shop.queue.cancel(id).await.unwrap();
-    shop.close().await;
-}
-
-#[tokio::test]
-async fn a_heartbeat_that_the_store_can_not_take_is_followed_by_another() {
-    let (shop, mut told) = endless().await;
-    let id = shop.ask("endless").await;
-    assert_eq!(next(&mut told).await, "started");
-    for moment in [Moment::Before, Moment::After, Moment::Before] {
-        shop.store.fail_after(0, moment);
-        shop.clock.advance(LEASE / 2);
-        let now = shop.queue.now();
-        shop.until(id, |job| lease_until(job) == now.plus(LEASE)).await;
-        assert_eq!(shop.store.take_fired().len(), 1);
-    }
-    shop.queue.cancel(id).await.unwrap();
-    assert_eq!(next(&mut told).await, "stopped", "and not before");
-    shop.close().await;
-}
-
-#[tokio::test]
-async fn a_heartbeat_that_finds_its_lease_lost_stops_the_attempt_whose_late_settle_changes_nothing() {
+async fn the_late_settle_of_an_attempt_that_has_lost_its_job_changes_nothing() {
     let (shop, mut told) = endless().await;
     let id = shop.ask("endless").await;
     assert_eq!(next(&mut told).await, "started");
     let mine = shop.store.find(id).await.unwrap().unwrap();
-
-    // Nobody tells the attempt, so the heartbeat has to find out.
-    shop.store.set_deaf(true).await;
-    shop.take_lease(id).await;
+    shop.end_attempt(id).await;
     assert_eq!(next(&mut told).await, "stopped");
-    shop.store.set_deaf(false).await;
-    assert_eq!(shop.metrics.leases_lost.get(), 1);
     let lost = shop.queue.get(id).await.unwrap();
     assert_eq!(lost.job.state, JobState::Failed { code: FailureCode::OutcomeUnknown });
 
     let (_, report) = success();
     shop.queue.work().settle(&mine, &Disposition::Succeed, report).await;
     let after = shop.queue.get(id).await.unwrap();
-    assert_eq!((after.job, after.attempts.len()), (lost.job, 1), "a late settle changes nothing");
-    assert_eq!(shop.metrics.leases_lost.get(), 2);
+    assert_eq!((after.job, after.attempts.len()), (lost.job, 1));
+    assert_eq!(shop.metrics.leases_lost.get(), 1);
 
     let done = shop.ended(shop.ask("another").await).await;
     assert_eq!(done.job.state, JobState::Succeeded, "others are called for");
@@ -285,7 +312,7 @@ async fn a_heartbeat_that_finds_its_lease_lost_stops_the_attempt_whose_late_sett
 }
 
 #[tokio::test]
-async fn an_attempt_stops_at_once_when_its_job_is_cancelled_or_its_lease_taken() {
+async fn an_attempt_stops_at_once_when_its_job_is_cancelled_or_taken_from_it() {
     let (shop, mut told) = endless().await;
     let cancelled = shop.ask("endless").await;
     assert_eq!(next(&mut told).await, "started");
@@ -293,7 +320,7 @@ async fn an_attempt_stops_at_once_when_its_job_is_cancelled_or_its_lease_taken()
     assert_eq!(next(&mut told).await, "stopped");
     let expired = shop.ask("endless").await;
     assert_eq!(next(&mut told).await, "started");
-    shop.take_lease(expired).await;
+    shop.end_attempt(expired).await;
     assert_eq!(next(&mut told).await, "stopped");
     shop.close().await;
 }
@@ -352,13 +379,10 @@ async fn claimed_ahead() -> (Shop, mpsc::UnboundedReceiver<&'static str>, JobId,
 }
 
 #[tokio::test]
-async fn a_job_that_was_claimed_ahead_is_called_for_when_another_call_ends_and_keeps_its_lease_until_then() {
+async fn a_job_that_was_claimed_ahead_is_called_for_when_another_call_ends() {
     let (shop, mut told, called, ahead) = claimed_ahead().await;
-    for _ in 0..3 {
-        shop.clock.advance(LEASE * 9 / 10);
-        let now = shop.queue.now();
-        shop.until(ahead, |job| lease_until(job) == now.plus(LEASE)).await;
-    }
+    shop.clock.advance(LEASE * 3);
+    shop.queue.work().sweep().await.unwrap();
     assert!(told.try_recv().is_err(), "one call at a time");
     shop.queue.cancel(called).await.unwrap();
     assert_eq!([next(&mut told).await, next(&mut told).await], ["stopped", "started"]);

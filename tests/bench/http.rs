@@ -179,7 +179,7 @@ async fn memory() {
     println!("the same after a restart          {:8.1} MB resident", service.process().resident_mb());
 }
 
-/// A second node joins, and makes the calls when the first one is killed.
+/// A second node joins, and hands out the calls when the first one is killed.
 async fn take_over() {
     let (claude, first, _) = filled(100_000, 1_000).await;
     let second = Service::start_in(first.home(), &binary(), &claude.base_url(), &[("WORKERS", "1")]).await;

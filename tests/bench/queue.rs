@@ -35,7 +35,7 @@ use ceoagent::{
     metrics::Metrics,
     queue::{Allowance, Claim, Lanes, Policy, Queue, Submission, retry::RetryBounds},
     store::{
-        Store,
+        Alone, Store,
         postgres::{Member, PostgresStore},
         sled::{SledConfig, SledStore},
     },
@@ -91,7 +91,7 @@ async fn open(place: &str, max_finished: usize) -> (Queue, Arc<dyn Store>, Cance
             is_exhausted: false,
             hold: None,
         }),
-        owner: Owner::new("bench", std::process::id()),
+        nodes: Arc::new(Alone::new(Owner::new("bench", std::process::id()))),
         workers: 64,
         deadlines_first: true,
         max_pending: usize::MAX,

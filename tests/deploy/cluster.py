@@ -275,7 +275,9 @@ def check_calls(cluster, calls):
     assert pause < 2.5, f"no call was started for {pause:.1f} s after the stop of the dispatcher"
     for job in jobs:
         ended = until("the end of a job", lambda: has_ended(cluster.proxy, job))
-        assert [attempt["outcome"] for attempt in ended["attempts"]] == ["succeeded"], ended
+        # Released: the dispatcher stopped between the claim and the call.
+        *released, last = [attempt["outcome"] for attempt in ended["attempts"]]
+        assert last == "succeeded" and set(released) <= {"released"}, ended
     print(f"{len(jobs)} calls by all nodes and through a stop of the dispatcher; longest pause {pause:.2f} s")
     cluster.start_node(dispatcher)
 

@@ -99,7 +99,7 @@ impl Node {
         }
     }
 
-    /// Whether it makes the calls.
+    /// Whether it hands out the calls.
     async fn is_dispatcher(&self) -> bool {
         let Some(base) = self.base() else { return false };
         let Ok(answer) = client().get(format!("{base}/metrics")).timeout(Duration::from_secs(1)).send().await else {
@@ -240,7 +240,7 @@ impl Cluster {
         }
     }
 
-    /// The number of the node that makes the calls.
+    /// The number of the node that hands out the calls.
     pub(crate) async fn dispatcher(&self) -> usize {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -249,7 +249,7 @@ impl Cluster {
                     return number;
                 }
             }
-            assert!(Instant::now() < deadline, "no node makes the calls");
+            assert!(Instant::now() < deadline, "no node hands out the calls");
         }
     }
 

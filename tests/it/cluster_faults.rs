@@ -188,7 +188,7 @@ async fn nodes_whose_clocks_are_five_minutes_off_delay_no_job() {
         setup.with("LD_PRELOAD", &faketime()).with("FAKETIME", off).with("FAKETIME_DONT_FAKE_MONOTONIC", "1")
     });
     let cluster = cluster.await;
-    // Each of them makes the calls for a time.
+    // Each of them hands out the calls for a time.
     for _ in 0..3 {
         let from = Moment::now();
         cluster.accepted(60).await;

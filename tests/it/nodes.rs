@@ -1,4 +1,4 @@
-//! Several nodes on one PostgreSQL: all of them answer, one makes the calls. What holds when that one is killed or paused, and
+//! Several nodes on one PostgreSQL: all of them answer and make calls, one hands them out. What holds when that one is killed or paused, and
 //! when the database itself crashes.
 
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ async fn until_ready(service: &Service) {
     }
 }
 
-const TOOK_OVER: &str = "this node makes the calls from now on";
+const TOOK_OVER: &str = "this node hands out the calls from now on";
 
 /// The metric that says whether a node is the dispatcher.
 async fn dispatchers(service: &Service) -> u32 {

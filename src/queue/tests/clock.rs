@@ -93,7 +93,7 @@ impl Jobs {
         let metrics = Metrics::new();
         let store = open(self.folder.path(), &self.clock, &metrics);
         self.queue = Queue::over(store, &self.clock, &self.policy, &metrics).await;
-        self.queue.work().recover().await.unwrap();
+        self.queue.work().end_lost().await.unwrap();
     }
 
     /// Has time pass, with the sweeper at work every second.

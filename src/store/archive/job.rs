@@ -53,6 +53,8 @@ struct LifeInLine {
     /// No node makes the attempt where the job arrives.
     #[serde(skip)]
     owner: Option<Owner>,
+    #[serde(skip)]
+    asks: Option<ModelKey>,
     started_at: Option<Timestamp>,
     finished_at: Option<Timestamp>,
 }
@@ -63,9 +65,7 @@ enum StateInLine {
     Queued {
         run_at: Timestamp,
     },
-    Running {
-        lease_until: Timestamp,
-    },
+    Running,
     Succeeded,
     Failed {
         #[serde(rename = "error_code")]
@@ -126,8 +126,7 @@ fn check(job: &Job, request: &JobRequest, attempts: &[Arc<Attempt>]) -> Result<(
     let own = [Some(job.created_at), Some(job.due_at), job.deadline_at, job.started_at, job.finished_at];
     let state = match job.state {
         JobState::Queued { run_at } => Some(run_at),
-        JobState::Running { lease_until } => Some(lease_until),
-        JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => None,
+        JobState::Running | JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => None,
     };
     let key = job.idempotency.as_ref().map(|key| key.expires_at);
     let of_attempts = attempts.iter().flat_map(|attempt| [attempt.started_at, attempt.finished_at]);
@@ -196,13 +195,13 @@ mod tests {
             raw_answer: Some("as it came\n".to_owned()),
             ..AttemptReport::default()
         };
-        let claim = JobEvent::Claim { owner: Owner::ANY, lease_until: at(60) };
+        let claim = JobEvent::Claim { owner: Owner::ANY, asks: None };
         record(&[claim, JobEvent::Succeed { attempt: 1, report: Arc::new(report) }])
     }
 
     #[test]
     fn a_job_in_any_state_is_read_back_unchanged() {
-        let claim = || JobEvent::Claim { owner: Owner::ANY, lease_until: at(60) };
+        let claim = || JobEvent::Claim { owner: Owner::ANY, asks: None };
         let fail = JobEvent::Fail { attempt: 1, code: FailureCode::Refused, report: Arc::default() };
         let cancel = JobEvent::Cancel { at_risk: None };
         for record in [record(&[]), record(&[claim()]), record(&[claim(), fail]), record(&[cancel]), succeeded()] {

@@ -145,9 +145,7 @@ async fn discard(store: &dyn Store, ids: &[JobId], now: Timestamp) -> Result<(),
             let end = match state {
                 JobState::Queued { .. } => JobEvent::Cancel { at_risk: None },
                 // Not a cancel: that would add to the costs.
-                JobState::Running { .. } => {
-                    JobEvent::Fail { attempt, code: FailureCode::Internal, report: Arc::default() }
-                }
+                JobState::Running => JobEvent::Fail { attempt, code: FailureCode::Internal, report: Arc::default() },
                 JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled => continue,
             };
             store.transition(*id, end, now).await?;
@@ -439,7 +437,7 @@ mod tests {
         let (from, to): (Arc<dyn Store>, Arc<dyn Store>) = (source.clone(), target.clone());
         let cancel =
             async |n, now| source.transition(id(n), JobEvent::Cancel { at_risk: None }, at(now)).await.unwrap();
-        let claim = async |n, now| source.claim(id(n), Owner::ANY, at(60), at(now)).await.unwrap();
+        let claim = async |n, now| source.claim(id(n), Owner::ANY, None, at(now)).await.unwrap();
         for n in 0..8 {
             let request = if n == 3 { request_with_callback(n) } else { request(n) };
             source.insert(job(n), request).await.unwrap();

@@ -40,7 +40,7 @@ pub(super) struct Columns {
 pub(super) fn status(state: JobState) -> i16 {
     match state {
         JobState::Queued { .. } => 0,
-        JobState::Running { .. } => 1,
+        JobState::Running => 1,
         JobState::Succeeded => 2,
         JobState::Failed { .. } => 3,
         JobState::Cancelled => 4,

@@ -316,7 +316,7 @@ fn number(of: JobStatus) -> i16 {
     let moment = Timestamp::from_millis(0);
     match of {
         JobStatus::Queued | JobStatus::Scheduled => status(JobState::Queued { run_at: moment }),
-        JobStatus::Running => status(JobState::Running { lease_until: moment }),
+        JobStatus::Running => status(JobState::Running),
         JobStatus::Succeeded => status(JobState::Succeeded),
         JobStatus::Failed => status(JobState::Failed { code: crate::job::FailureCode::Internal }),
         JobStatus::Cancelled => status(JobState::Cancelled),

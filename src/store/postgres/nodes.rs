@@ -32,6 +32,7 @@ use super::{
 use crate::{
     digest::sha256,
     job::Owner,
+    process,
     store::nodes::{LEASE, Nodes},
 };
 
@@ -68,20 +69,20 @@ impl Member<'static> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     Starting,
     Ready,
     Leaving,
 }
 
 /// This node, and the others.
-pub(super) struct KnownNodes {
+pub(crate) struct KnownNodes {
     name: String,
     lease: Duration,
     own: watch::Sender<Owner>,
     incarnation: Mutex<Incarnation>,
     roster: Mutex<Roster>,
-    pub(super) phase: watch::Sender<Phase>,
+    pub(crate) phase: watch::Sender<Phase>,
     /// The phase that the database knows.
     written: watch::Sender<Phase>,
 }
@@ -94,9 +95,9 @@ struct Incarnation {
 }
 
 impl KnownNodes {
-    pub(super) fn new(member: &Member<'_>) -> KnownNodes {
+    pub(crate) fn new(member: &Member<'_>) -> KnownNodes {
         let name = member.name.unwrap_or("command").to_owned();
-        let number = rand::random();
+        let number = random_number();
         KnownNodes {
             own: watch::Sender::new(Owner::new(&name, number)),
             incarnation: Mutex::new(Incarnation { number, beat_at: None, is_registered: false }),
@@ -108,11 +109,32 @@ impl KnownNodes {
         }
     }
 
+    /// The number of the incarnation, and whether the database knows it.
+    pub(crate) fn incarnation(&self) -> (u32, bool) {
+        let incarnation = self.incarnation.lock();
+        (incarnation.number, incarnation.is_registered)
+    }
+
+    /// An incarnation is about to be registered. From now on the others may give it calls.
+    pub(crate) fn registers(&self, number: u32) {
+        let mut incarnation = self.incarnation.lock();
+        if incarnation.number == number {
+            incarnation.beat_at = Some(incarnation.beat_at.unwrap_or_else(Instant::now));
+        }
+    }
+
+    /// The other nodes without a beat for a lease, right after an answer.
+    pub(crate) fn lost(&self) -> Vec<Row> {
+        let mut lost = self.roster.lock().lost(self.lease, Instant::now());
+        lost.retain(|row| row.name != self.name);
+        lost
+    }
+
     /// Takes a new incarnation: the others may take this one for lost, or do.
-    fn lapse(&self, why: &str) {
+    pub(crate) fn lapse(&self, why: &str) {
         let number = {
             let mut incarnation = self.incarnation.lock();
-            *incarnation = Incarnation { number: rand::random(), beat_at: None, is_registered: false };
+            *incarnation = Incarnation { number: random_number(), beat_at: None, is_registered: false };
             incarnation.number
         };
         warn!("this node gives up its calls: {why}");
@@ -120,7 +142,7 @@ impl KnownNodes {
     }
 
     /// Lapses as soon as the lease is almost over without an answer.
-    async fn watch_lease(&self) {
+    pub(crate) async fn watch_lease(&self) {
         let usable = self.lease - MARGIN.min(self.lease / 2);
         loop {
             let now = Instant::now();
@@ -143,7 +165,7 @@ impl KnownNodes {
     }
 
     /// Takes the answer to a beat of an incarnation. False if the database has no such row.
-    fn answered(&self, number: u32, rows: Vec<(Row, bool)>, sent_at: Instant, phase: Phase) -> bool {
+    pub(crate) fn answered(&self, number: u32, rows: Vec<(Row, bool)>, sent_at: Instant, phase: Phase) -> bool {
         let has_own = rows.iter().any(|(_, is_own)| *is_own);
         self.roster.lock().update(rows.into_iter().map(|(row, _)| row).collect(), sent_at, Instant::now());
         let mut incarnation = self.incarnation.lock();
@@ -275,10 +297,7 @@ impl Beats {
                 connection.end_holder(&nodes.name, &format!("ceoagent {own} ")).await?;
             }
         }
-        let (number, is_registered) = {
-            let incarnation = nodes.incarnation.lock();
-            (incarnation.number, incarnation.is_registered)
-        };
+        let (number, is_registered) = nodes.incarnation();
         let phase = *nodes.phase.borrow();
         if !is_registered {
             connection.register(shared, nodes, number, phase).await?;
@@ -340,13 +359,7 @@ impl Connection {
     }
 
     async fn register(&self, shared: &Shared, nodes: &KnownNodes, number: u32, phase: Phase) -> Result<(), OpenError> {
-        {
-            // From now on the others may give it calls.
-            let mut incarnation = nodes.incarnation.lock();
-            if incarnation.number == number {
-                incarnation.beat_at = Some(incarnation.beat_at.unwrap_or_else(Instant::now));
-            }
-        }
+        nodes.registers(number);
         let (client, number, is_ready) = (&self.link.client, i64::from(number), phase == Phase::Ready);
         let (oldest, newest) = (i32::from(shared.formats.oldest), i32::from(shared.formats.newest));
         let (process, version) = (&shared.database.node, env!("CARGO_PKG_VERSION"));
@@ -404,8 +417,7 @@ impl Connection {
     }
 
     async fn remove_lost(&self, nodes: &KnownNodes) -> Result<(), OpenError> {
-        let lost = nodes.roster.lock().lost(nodes.lease, Instant::now());
-        for Row { name, incarnation, beat, version, .. } in lost.iter().filter(|row| row.name != nodes.name) {
+        for Row { name, incarnation, beat, version, .. } in &nodes.lost() {
             let sql = include_str!("remove_lost_node.sql");
             let number = i64::from(*incarnation);
             if answer(self.link.client.execute(sql, &[name, &number, beat])).await? > 0 {
@@ -414,6 +426,11 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+fn random_number() -> u32 {
+    let [a, b, c, d, ..] = process::random().to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
 }
 
 /// The second number of the advisory lock of a name.

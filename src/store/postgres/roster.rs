@@ -19,18 +19,18 @@ const ASKED_FOR: Duration = Duration::from_mins(1);
 
 /// A node, as it stands in the database.
 #[derive(Clone, Debug)]
-pub(super) struct Row {
-    pub(super) name: String,
-    pub(super) incarnation: u32,
+pub(crate) struct Row {
+    pub(crate) name: String,
+    pub(crate) incarnation: u32,
     /// Only compared with others.
-    pub(super) beat: i64,
-    pub(super) is_ready: bool,
-    pub(super) version: String,
-    pub(super) formats: Formats,
+    pub(crate) beat: i64,
+    pub(crate) is_ready: bool,
+    pub(crate) version: String,
+    pub(crate) formats: Formats,
 }
 
 impl Row {
-    pub(super) fn owner(&self) -> Owner {
+    pub(crate) fn owner(&self) -> Owner {
         Owner::new(&self.name, self.incarnation)
     }
 }

@@ -76,7 +76,7 @@ impl State {
             JobState::Succeeded => Some(&mut self.counts.ended.succeeded),
             JobState::Failed { .. } => Some(&mut self.counts.ended.failed),
             JobState::Cancelled => Some(&mut self.counts.ended.cancelled),
-            JobState::Queued { .. } | JobState::Running { .. } => None,
+            JobState::Queued { .. } | JobState::Running => None,
         }
     }
 

@@ -185,7 +185,7 @@ async fn change_at_random(store: &PostgresStore, seed: u64) {
         let id = job(n).id;
         let outcome = match random.random_range(0..8) {
             0..3 => store.import(vec![JobRecord::fresh(job(n), request(n))], None).await.map(drop),
-            3 => store.claim(id, Owner::ANY, at(time + 9), now).await.map(drop),
+            3 => store.claim(id, Owner::ANY, None, now).await.map(drop),
             4 => store.transition(id, success(1, 10), now).await.map(drop),
             5 => store.transition(id, JobEvent::Cancel { at_risk: None }, now).await.map(drop),
             6 => store.transition(id, JobEvent::Requeue { run_at: now }, now).await.map(drop),

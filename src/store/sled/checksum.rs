@@ -62,8 +62,7 @@ mod tests {
         (1..5).for_each(|seq| index.replace(u64::from(seq), Some(job(seq).into()), at(9)));
         let checksum = Checksum::new(7, vec![2, 9], &index, SavedTime::default());
         assert_eq!(Checksum::decode(&checksum.encode().unwrap()).unwrap(), checksum);
-        let claimed =
-            |n| -> Job { job(n).apply(&JobEvent::Claim { owner: Owner::ANY, lease_until: at(60) }, at(9)).unwrap() };
+        let claimed = |n| -> Job { job(n).apply(&JobEvent::Claim { owner: Owner::ANY, asks: None }, at(9)).unwrap() };
         index.replace(2, Some(claimed(2).into()), at(9));
         index.replace(9, Some(job(8).into()), at(9));
         assert!(checksum.confirms(&index), "the batch is there");

@@ -248,7 +248,7 @@ mod tests {
     }
 
     fn running(n: u32) -> Job {
-        job(n).apply(&JobEvent::Claim { owner: Owner::ANY, lease_until: at(60) }, at(9)).unwrap()
+        job(n).apply(&JobEvent::Claim { owner: Owner::ANY, asks: None }, at(9)).unwrap()
     }
 
     fn settled(n: u32) -> Job {

@@ -578,7 +578,7 @@ async fn an_attempt_that_was_written_but_not_committed_is_no_history() {
     }
     let store = open(folder.path());
     assert!(store.get(job(0).id).await.unwrap().unwrap().attempts.is_empty());
-    let expire = JobEvent::Expire { attempt: 1, lease_until: at(31), retry_at: None, at_risk: None };
+    let expire = JobEvent::Expire { attempt: 1, retry_at: None, at_risk: None };
     store.transition(job(0).id, expire, at(2)).await.unwrap();
     assert_eq!(store.get(job(0).id).await.unwrap().unwrap().attempts.len(), 1);
 }
@@ -610,7 +610,7 @@ async fn the_ledger_is_as_durable_as_the_attempts_and_never_ahead_of_them() {
     }
     let store = open(folder.path());
     assert_eq!(spent(&store, day).await.calls, 1, "an attempt that still runs has cost nothing yet");
-    let expire = JobEvent::Expire { attempt: 1, lease_until: at(33), retry_at: None, at_risk: None };
+    let expire = JobEvent::Expire { attempt: 1, retry_at: None, at_risk: None };
     store.transition(job(1).id, expire, at(90_000)).await.unwrap();
     store.close().await;
     drop(store);
@@ -827,7 +827,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn event(kind: u8, job: &Job, attempt: u32, now: u32) -> JobEvent {
+fn event(kind: u8, attempt: u32, now: u32) -> JobEvent {
     let report = std::sync::Arc::default();
     match kind {
         0 => success(attempt, 10),
@@ -835,12 +835,8 @@ fn event(kind: u8, job: &Job, attempt: u32, now: u32) -> JobEvent {
         2 => JobEvent::Release { attempt, run_at: at(now), is_demoted: now.is_multiple_of(2), report },
         3 => JobEvent::Fail { attempt, code: crate::job::FailureCode::Refused, report },
         4 => JobEvent::Cancel { at_risk: None },
-        5 => {
-            let lease_until = if let JobState::Running { lease_until } = job.state { lease_until } else { at(now) };
-            JobEvent::Expire { attempt, lease_until, retry_at: Some(at(now)), at_risk: None }
-        }
-        6 => JobEvent::Requeue { run_at: at(now + 1) },
-        _ => JobEvent::Extend { attempt, lease_until: at(now + 30) },
+        5 => JobEvent::Expire { attempt, retry_at: Some(at(now)), at_risk: None },
+        _ => JobEvent::Requeue { run_at: at(now + 1) },
     }
 }
 
@@ -881,14 +877,13 @@ proptest! {
                     }
                     Step::Claim => {
                         let Some(n) = model.first_ready(now) else { continue };
-                        let lease_until = at(now + 30);
-                        let claimed = store.claim(model.0[n].id, Owner::ANY, lease_until, at(now)).await.unwrap();
-                        model.0[n] = model.0[n].apply(&JobEvent::Claim { owner: Owner::ANY, lease_until }, at(now)).unwrap();
+                        let claimed = store.claim(model.0[n].id, Owner::ANY, None, at(now)).await.unwrap();
+                        model.0[n] = model.0[n].apply(&JobEvent::Claim { owner: Owner::ANY, asks: None }, at(now)).unwrap();
                         prop_assert_eq!(&claimed.job, &model.0[n]);
                     }
                     Step::Event(n, kind, stale) => {
                         let Some(job) = model.0.get_mut(n) else { continue };
-                        let event = event(kind, job, job.attempt + u32::from(stale), now);
+                        let event = event(kind, job.attempt + u32::from(stale), now);
                         let expected = job.apply(&event, at(now));
                         let result = store.transition(job.id, event, at(now)).await;
                         prop_assert_eq!(result, expected.clone().map_err(StoreError::from));

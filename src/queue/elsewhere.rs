@@ -1,0 +1,193 @@
+//! Attempts that the dispatcher has another node make. The claim names that node, which hears of it by the feed and begins. It
+//! settles the attempt by itself, so that an answer is stored whatever becomes of the dispatcher.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::{
+    board::Proposal, claim::Claim, core::WAIT_POLL, error::QueueError, handles::WorkQueue, retry::failure_report,
+    service_time::Kind,
+};
+use crate::{
+    digest::ModelKey,
+    job::{Attempt, FailureCode, Job, JobId, JobRecord, JobRequest, Owner, disposition::Disposition},
+    store::StoreError,
+};
+
+/// Pause between two tries to read what a job asks while the store is unavailable.
+const READ_RETRY: Duration = Duration::from_millis(500);
+
+/// What an attempt needs to know of its job before the claim.
+#[derive(Debug)]
+pub struct Preview {
+    pub job: Arc<Job>,
+    pub request: Arc<JobRequest>,
+    /// As in [`Claim`].
+    pub rejected: Option<Arc<Attempt>>,
+    /// As in [`Claim`].
+    pub refused_by: Vec<String>,
+}
+
+impl WorkQueue {
+    /// The node that is to make the next attempt: of those that can, the one with the fewest under way. `None` is this one.
+    pub fn least_busy_node(&self) -> Option<Owner> {
+        let (own, ready) = (self.0.owner(), self.0.policy.nodes.ready());
+        if ready.iter().all(|node| *node == own) {
+            return None;
+        }
+        let running = self.0.board.running();
+        let load = |node: &Owner| running.iter().filter(|job| job.owner == Some(*node)).count();
+        ready.into_iter().min_by_key(|node| (load(node), *node != own)).filter(|node| *node != own)
+    }
+
+    /// What a proposed job asks. `None` if it needs no call, or can't be read: the claim finds out.
+    pub async fn preview(&self, proposal: &Proposal) -> Option<Preview> {
+        if proposal.answered_by.is_some() {
+            return None;
+        }
+        let record = self.0.store.get(proposal.job.id).await.ok()??;
+        let (rejected, refused_by) = earlier_failures(&record, &proposal.job);
+        Some(Preview { job: Arc::clone(&proposal.job), request: record.request, rejected, refused_by })
+    }
+
+    /// Claims a job for an attempt of another node, which is to ask this model. `None` if the job was cancelled in this moment.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`].
+    pub async fn claim_for(
+        &self,
+        node: Owner,
+        asks: ModelKey,
+        proposal: Proposal,
+        request: &JobRequest,
+    ) -> Result<Option<Job>, QueueError> {
+        let (job, now) = (Arc::clone(&proposal.job), self.0.now());
+        let claimed = match self.0.store.claim(job.id, node, Some(asks), now).await {
+            Ok(claimed) => {
+                proposal.confirm(&claimed.job);
+                self.0.running.begin_elsewhere(job.id, Kind::of(request, job.waited_for));
+                Ok(Some(claimed.job))
+            }
+            Err(StoreError::Transition(_) | StoreError::NotFound(_) | StoreError::Corrupt { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        drop(proposal);
+        if !matches!(claimed, Ok(Some(_))) {
+            self.0.place(&job, self.0.now());
+        }
+        claimed
+    }
+
+    /// The jobs that are running, on any node.
+    pub fn running(&self) -> Vec<Arc<Job>> {
+        self.0.board.running()
+    }
+
+    /// Whether a node can be given calls, and so most likely makes those that it has.
+    pub fn is_ready(&self, node: Owner) -> bool {
+        self.0.policy.nodes.ready().contains(&node)
+    }
+
+    /// The attempt as it is running, if it is.
+    pub fn running_attempt(&self, id: JobId, attempt: u32) -> Option<Arc<Job>> {
+        self.0.board.get(id).filter(|job| job.is_running() && job.attempt == attempt)
+    }
+
+    /// Waits until an attempt is over, and returns it if it can be read.
+    pub async fn attempt_over(&self, id: JobId, attempt: u32) -> Option<Arc<Attempt>> {
+        let interest = self.0.followers.register(id);
+        loop {
+            let changed = interest.signal().notified();
+            if self.running_attempt(id, attempt).is_none() {
+                break;
+            }
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep(WAIT_POLL) => {}
+            }
+        }
+        let record = self.0.store.get(id).await.ok()??;
+        record.attempts.iter().find(|one| one.number == attempt).cloned()
+    }
+
+    /// Jobs that another node has claimed for this one, each to be begun with [`WorkQueue::begin`]. For one caller.
+    pub fn assigned(&self) -> mpsc::UnboundedReceiver<Arc<Job>> {
+        let (sender, assigned) = mpsc::unbounded_channel();
+        *self.0.assigned.lock() = Some(sender.clone());
+        // Those of before.
+        let own = self.0.owner();
+        for job in self.0.board.running().into_iter().filter(|job| job.owner == Some(own)) {
+            if self.0.running.take(job.id, job.attempt) {
+                // The receiver is here.
+                let _ = sender.send(job);
+            }
+        }
+        assigned
+    }
+
+    /// Begins an attempt that another node has claimed for this one. `None` if it is not to be made any more.
+    pub async fn begin(&self, job: &Job) -> Option<Claim> {
+        loop {
+            let is_over =
+                || !self.0.board.get(job.id).is_some_and(|now| now.attempt == job.attempt && now.is_running());
+            if is_over() || job.owner != Some(self.0.owner()) {
+                return None;
+            }
+            // As the database has it, not the board, which is behind if this process was stopped for a while.
+            match self.0.store.get(job.id).await {
+                Ok(Some(record)) if record.job.owner == job.owner && record.job.attempt == job.attempt => {
+                    let (rejected, refused_by) = earlier_failures(&record, job);
+                    let claim = self.0.begin(record.job, record.request, rejected).await;
+                    return Some(Claim { refused_by, ..claim });
+                }
+                Ok(_) => return None,
+                Err(StoreError::Corrupt { reason, .. }) => {
+                    let message =
+                        format!("no call was made: the stored request can't be read ({reason}); submit it again");
+                    let (code, report) = (FailureCode::Internal, failure_report(FailureCode::Internal, message));
+                    self.settle(job, &Disposition::Fail { code }, report).await;
+                    return None;
+                }
+                Err(error) => {
+                    warn!(job.id = %job.id, %error, "an attempt can't begin; trying again");
+                    tokio::time::sleep(READ_RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Gives this node's attempts up whenever other nodes may take it for lost, and ends them.
+    pub async fn follow_own_node(&self) {
+        let mut own = self.0.own.clone();
+        own.mark_unchanged();
+        while own.changed().await.is_ok() {
+            let attempts = self.0.running.abandon();
+            warn!(attempts, "this node was cut off from the others for too long: it stops its calls and starts afresh");
+            while let Err(error) = self.end_lost().await {
+                info!(%error, "the attempts of before can't be ended yet; trying again");
+                tokio::time::sleep(READ_RETRY).await;
+            }
+        }
+    }
+}
+
+/// What the next attempt must know of those before: the newest whose answer was of no use, and the models that declined.
+pub(super) fn earlier_failures(record: &JobRecord, job: &Job) -> (Option<Arc<Attempt>>, Vec<String>) {
+    use crate::job::FailureClass::{InvalidOutput, Refused};
+    let [rejected, refused] = [InvalidOutput, Refused].map(|class| job.failures.count(class) as usize);
+    let code = |attempt: &Attempt| attempt.report.error.as_ref().map(|error| error.code);
+    let newest_first = || record.attempts.iter().rev();
+    let is_rejected = |attempt: &&Arc<Attempt>| {
+        matches!(
+            code(attempt),
+            Some(FailureCode::InvalidOutput | FailureCode::AnswerTruncated | FailureCode::TimeLimit)
+        )
+    };
+    let refused_by = newest_first()
+        .filter(|attempt| code(attempt) == Some(FailureCode::Refused))
+        .take(refused)
+        .filter_map(|attempt| attempt.report.model.clone());
+    (newest_first().find(is_rejected).filter(|_| rejected > 0).cloned(), refused_by.collect())
+}
