@@ -12,6 +12,7 @@ use crate::{
     store::{Alone, memory::MemoryStore},
 };
 
+#[allow(dead_code, reason = "tests of the whole service use the rest")]
 #[path = "../../tests/it/redis_server.rs"]
 mod redis_server;
 
@@ -130,7 +131,7 @@ fn too_fast(result: Result<JobId, QueueError>) -> Duration {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_server_will_never_accept_is_an_error_and_one_that_is_away_is_not() {
-    let server = RedisServer::start_with(Some("s3cret"));
+    let server = RedisServer::start_with_password("s3cret");
     let port = server.url().rsplit_once(':').unwrap().1.to_owned();
     for (url, why) in [
         (format!("redis://127.0.0.1:{port}"), "NOAUTH"),

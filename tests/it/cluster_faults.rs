@@ -269,18 +269,20 @@ async fn pgbouncer_is_refused_in_transaction_mode_and_serves_in_session_mode() {
     cluster.assert_marks().await;
 }
 
+/// Files with a new certificate of the loopback address and its key.
+pub(crate) fn certificate(folder: &Path, name: &str) -> [String; 2] {
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let paths = [folder.join(format!("{name}.crt")), folder.join(format!("{name}.key"))];
+    for (path, text) in paths.iter().zip([cert.pem(), signing_key.serialize_pem()]) {
+        fs::write(path, text).unwrap();
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        give_away(path);
+    }
+    paths.map(|path| path.display().to_string())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_to_the_database_is_demanded_and_its_certificate_checked() {
-    let certificate = |folder: &Path, name: &str| {
-        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-        let paths = [folder.join(format!("{name}.crt")), folder.join(format!("{name}.key"))];
-        for (path, text) in paths.iter().zip([cert.pem(), signing_key.serialize_pem()]) {
-            fs::write(path, text).unwrap();
-            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-            give_away(path);
-        }
-        paths.map(|path| path.display().to_string())
-    };
     let folder = tempfile::tempdir().unwrap();
     give_away(folder.path());
     let ([cert, key], [other, _]) = (certificate(folder.path(), "server"), certificate(folder.path(), "other"));

@@ -11,17 +11,28 @@ use std::{
 pub(crate) struct RedisServer {
     port: u16,
     password: Option<&'static str>,
+    /// The files of its certificate and key, if it demands TLS.
+    tls: Option<[String; 2]>,
     server: Option<Child>,
 }
 
 impl RedisServer {
     pub(crate) fn start() -> RedisServer {
-        RedisServer::start_with(None)
+        RedisServer::start_as(None, None)
     }
 
-    pub(crate) fn start_with(password: Option<&'static str>) -> RedisServer {
+    pub(crate) fn start_with_password(password: &'static str) -> RedisServer {
+        RedisServer::start_as(Some(password), None)
+    }
+
+    /// It refuses connections without TLS.
+    pub(crate) fn start_with_tls(files: [String; 2]) -> RedisServer {
+        RedisServer::start_as(None, Some(files))
+    }
+
+    fn start_as(password: Option<&'static str>, tls: Option<[String; 2]>) -> RedisServer {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut server = RedisServer { port, password, server: None };
+        let mut server = RedisServer { port, password, tls, server: None };
         server.start_again();
         server
     }
@@ -30,7 +41,14 @@ impl RedisServer {
     pub(crate) fn start_again(&mut self) {
         let mut server = Command::new(program("server"));
         let port = self.port.to_string();
-        server.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", "/tmp"]);
+        match &self.tls {
+            Some([cert, key]) => {
+                server.args(["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no"]);
+                server.args(["--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", cert])
+            }
+            None => server.args(["--port", &port]),
+        };
+        server.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", "/tmp"]);
         server.args(self.password.iter().flat_map(|password| ["--requirepass", password]));
         self.server = Some(server.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -42,7 +60,8 @@ impl RedisServer {
 
     pub(crate) fn url(&self) -> String {
         let password = self.password.map_or(String::new(), |password| format!(":{password}@"));
-        format!("redis://{password}127.0.0.1:{}/", self.port)
+        let scheme = if self.tls.is_some() { "rediss" } else { "redis" };
+        format!("{scheme}://{password}127.0.0.1:{}/", self.port)
     }
 
     pub(crate) fn kill(&mut self) {
@@ -66,6 +85,9 @@ impl RedisServer {
     fn try_command(&self, command: &[&str]) -> String {
         let mut client = Command::new(program("cli"));
         client.args(["-h", "127.0.0.1", "-p", &self.port.to_string()]);
+        if self.tls.is_some() {
+            client.args(["--tls", "--insecure"]);
+        }
         client.args(self.password.iter().flat_map(|password| ["--no-auth-warning", "-a", password]));
         String::from_utf8_lossy(&client.args(command).output().unwrap().stdout).into_owned()
     }

@@ -6,6 +6,7 @@ use ceoagent::claude::simulator::Fault;
 use serde_json::json;
 
 use crate::{
+    cluster_faults::certificate,
     database::Postgres,
     follow::Events,
     harness::{Answer, PATIENCE, simulator},
@@ -80,9 +81,31 @@ async fn a_node_starts_without_its_redis_and_notes_that_until_it_is_connected() 
     assert!(log.matches("Redis can't be used").count() >= 2, "{log}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_to_redis_is_used_and_its_certificate_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let ([cert, key], [other, _]) = (certificate(folder.path(), "server"), certificate(folder.path(), "other"));
+    let (postgres, redis) = (Postgres::start(), RedisServer::start_with_tls([cert.clone(), key]));
+    assert!(redis.url().starts_with("rediss://"));
+    let (claude, url) = (simulator().await, postgres.create("jobs"));
+    let start = |trusted: &str| {
+        let setup = node(&claude.base_url(), &url).with("REDIS_URL", &redis.url());
+        setup.with("SSL_CERT_FILE", trusted).start()
+    };
+    let (service, stranger) = (start(&cert), start(&other));
+    let deadline = Instant::now() + PATIENCE;
+    while has_note(&service.get("/health/ready").await) {
+        assert!(Instant::now() < deadline, "it doesn't connect");
+        tokio::task::yield_now().await;
+    }
+    assert!(redis.command(&["info", "commandstats"]).contains("cmdstat_eval:"));
+    let ready = stranger.get("/health/ready").await;
+    assert!(has_note(&ready), "it trusts another certificate: {ready:#?}");
+}
+
 #[test]
 fn a_wrong_redis_url_stops_the_start_in_words_and_shows_no_password() {
-    let redis = RedisServer::start_with(Some("s3cret"));
+    let redis = RedisServer::start_with_password("s3cret");
     let wrong = redis.url().replace("s3cret", "wr0ng");
     for (url, why) in [(wrong.as_str(), "the server refuses"), ("http://:wr0ng@redis.example", "redis:// or rediss://")]
     {

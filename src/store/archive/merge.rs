@@ -8,6 +8,8 @@ use std::{
     sync::Arc,
 };
 
+use tokio::task::JoinError;
+
 use super::{
     copy::{Reader, Scope, read_jobs, restore},
     format::{Kind, Tally},
@@ -207,9 +209,14 @@ pub async fn merge(
     };
     let mut batch = jobs.next().await?;
     while let Some(some) = batch {
-        // The next are read while these are written.
-        let (written, next) = tokio::join!(some.write(&**target, now), jobs.next());
-        written.map_err(MergeError::Target)?;
+        // The next are read while these are written, on another core.
+        let writing = tokio::spawn({
+            let target = Arc::clone(target);
+            async move { some.write(&*target, now).await }
+        });
+        let next = jobs.next().await;
+        let panicked = |error: JoinError| Err(StoreError::Unavailable { reason: error.to_string() });
+        writing.await.unwrap_or_else(panicked).map_err(MergeError::Target)?;
         batch = next?;
         progress(jobs.merged.copied.len() as u64);
     }

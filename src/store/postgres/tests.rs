@@ -376,9 +376,11 @@ async fn a_node_without_beats_loses_its_row_and_takes_a_new_incarnation() {
     let dead = Owner::new("dead", 7);
     let row = "insert into ceoagent.node values ('dead', 'p', 7, '1.0.0', '[1,1]', true)";
     postgres.sql("jobs", row);
-    until(|| first.nodes().ready().contains(&dead)).await;
-    assert!(first.nodes().may_run(dead));
-    until(|| !first.nodes().may_run(dead)).await;
+    until(|| {
+        assert!(!first.nodes().ready().contains(&dead), "its process has no connection");
+        !first.nodes().may_run(dead)
+    })
+    .await;
     assert_eq!(postgres.sql("jobs", "select count(*) from ceoagent.node where name = 'dead'"), "0");
     // As a dispatcher that has taken the second node for lost.
     let mut own = second.nodes().own();
