@@ -183,8 +183,8 @@ async fn a_node_that_cant_use_the_prompts_of_the_others_is_not_ready_until_promp
     let (first, other) = (node(&claude.base_url(), &url).start(), node(&claude.base_url(), &url).start());
     // As a later version of the service would share them.
     let broken = r#"{"v1":{"system":"Be brief.","user":"{{ of_a_later_version }}"}}"#;
-    let change = format!("update ceoagent.setting set value = '{broken}' where name = 'node/prompts' returning name");
-    assert_eq!(postgres.sql("jobs", &change), "node/prompts");
+    let change = format!("update ceoagent.setting set value = '{broken}' where name = 'node/prompts' returning 1");
+    assert_eq!(postgres.sql("jobs", &change), "1");
     let third = node(&claude.base_url(), &url).start();
     let ready = third.get("/health/ready").await;
     ready.assert_problem(503, "not_ready");

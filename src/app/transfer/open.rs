@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How often to look for other nodes of a database: the server needs a moment to notice that one has ended.
-const NODE_TRIES: u32 = 10;
+const NODE_TRIES: u32 = 25;
 const NODE_PAUSE: Duration = Duration::from_millis(200);
 
 /// What the mark of an import begins with.
@@ -83,9 +83,9 @@ impl Open {
             }
         };
         let open = Open { place: place.clone(), store, clock: clock.clone(), database };
-        open.check_alone(NODE_TRIES).await?;
-        // A node of a database knows all sums only from then on.
+        // First: a node of a database knows all sums only from then on, and takes no seat if old changes are not in the feed.
         open.store.subscribe(Arc::new(NoFeed)).await.map_err(|error| open.failed(error))?;
+        open.check_alone(NODE_TRIES).await?;
         Ok(open)
     }
 
