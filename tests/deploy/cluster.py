@@ -1,5 +1,5 @@
 """Runs what `docker compose --profile cluster up` runs, as processes of this machine: PostgreSQL, Redis, three nodes, and HAProxy with
-the shipped configuration in front. Streams events, kills the dispatcher, and stops a node, while clients ask.
+the shipped configuration in front. Streams events, makes calls on all nodes, stops and kills the dispatcher, while clients ask.
 
     python tests/deploy/cluster.py PATH_OF_CEOAGENT
 """
@@ -71,7 +71,7 @@ def is_ready(port):
 
 
 def metric(port, name):
-    return re.search(f"^{name} (.*)$", ask(port, "/metrics")[2], re.M)[1]
+    return re.search(f"^{re.escape(name)} (.*)$", ask(port, "/metrics")[2], re.M)[1]
 
 
 def is_dispatcher(port):
@@ -132,7 +132,7 @@ class Cluster:
             "ADMIN_TOKEN": TOKEN, "WEBHOOK_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=",
             "DATABASE_URL": f"postgres://ceoagent:{PASSWORD}@127.0.0.1:{self.database}/postgres?sslmode=disable",
             "REDIS_URL": f"redis://ceoagent:{PASSWORD}@127.0.0.1:{self.redis}", "ANTHROPIC_API_KEY": "sk-test",
-            "ANTHROPIC_BASE_URL": self.claude.url, "TRUSTED_PROXIES": "127.0.0.1",
+            "ANTHROPIC_BASE_URL": self.claude.url, "TRUSTED_PROXIES": "127.0.0.1", "WORKERS": "500",
             "PATH": os.environ["PATH"],
         }
         self.nodes[port] = self.start([self.binary, "serve"], env=environment, cwd=folder)
@@ -246,6 +246,42 @@ def check_stream(cluster):
         assert any(event == "done" for event in events)
 
 
+def check_calls(cluster, calls):
+    """All nodes make calls. The dispatcher is stopped while it makes some: others start calls meanwhile, and its own end."""
+    cluster.claude.hold()
+    jobs = []
+
+    def submit():
+        status, _, job = ask(cluster.proxy, "/api/v1/analyze", {"query": f"Number {len(jobs)}?"}, **{"Idempotency-Key": f"n{len(jobs)}"})
+        assert status == 202, job
+        jobs.append(job["id"])
+
+    def all_call():
+        submit()
+        return all(int(metric(port, "ceoagent_running_attempts")) > 0 for port in cluster.nodes)
+
+    until("calls of every node", all_call)
+    dispatcher, stopped_at = cluster.dispatcher(), time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        stopping = pool.submit(cluster.end, dispatcher, signal.SIGTERM)
+        while time.monotonic() < stopped_at + 3:
+            submit()
+            time.sleep(0.05)
+        assert not stopping.done(), "it did not wait for its calls"
+        cluster.claude.release()
+        assert stopping.result() == 0
+    moments = [at for at in calls if stopped_at < at < stopped_at + 3]
+    pause = max(after - before for before, after in zip([stopped_at, *moments], [*moments, stopped_at + 3]))
+    assert pause < 2.5, f"no call was started for {pause:.1f} s after the stop of the dispatcher"
+    for job in jobs:
+        ended = until("the end of a job", lambda: has_ended(cluster.proxy, job))
+        # Released: the dispatcher stopped between the claim and the call.
+        *released, last = [attempt["outcome"] for attempt in ended["attempts"]]
+        assert last == "succeeded" and set(released) <= {"released"}, ended
+    print(f"{len(jobs)} calls by all nodes and through a stop of the dispatcher; longest pause {pause:.2f} s")
+    cluster.start_node(dispatcher)
+
+
 def check_loss(cluster):
     """Clients ask on while the dispatcher is killed, and while the next one is stopped and the first one comes back."""
     clients = [Client(cluster.proxy, f"team {number}") for number in range(CLIENTS)]
@@ -300,7 +336,12 @@ def every_job(proxy):
 
 
 def main(binary):
-    claude = Claude(lambda prompt: sample("english"))
+    calls, memo = [], sample("english")
+    def answer(_):
+        calls.append(time.monotonic())
+        return memo
+
+    claude = Claude(answer)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         log = stack.enter_context(open(f"{folder}/log", "w+", encoding="utf-8"))
 
@@ -323,6 +364,7 @@ def main(binary):
             check_address(cluster)
             for _ in range(NODES):
                 check_stream(cluster)
+            check_calls(cluster, calls)
             check_loss(cluster)
         except BaseException:
             log.seek(0)

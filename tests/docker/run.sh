@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 say() { printf '\n==> %s\n' "$*"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 base="$(sed -n 's/^FROM \(.*\) AS build$/\1/p' Dockerfile)"
-source="$PWD"
+source="$PWD" making=
 work="$(mktemp -d)"
 export PORT CEOAGENT_TAG="test-$$" COMPOSE_PROJECT_NAME="ceoagent-test-$$"
 image="ceoagent:$CEOAGENT_TAG"
@@ -24,6 +24,7 @@ compose() {
 
 finish() {
     code=$?
+    [ -z "$making" ] || wait "$making" || true
     [ $code = 0 ] || (cd "$work/ceoagent" 2>/dev/null && compose -f docker-compose.yml -f tests/docker/simulated.yml logs) || true
     [ ! -d "$work/ceoagent" ] || (cd "$work/ceoagent" && compose --profile cluster down -v) || true
     docker rmi "$image" >/dev/null 2>&1 || true
@@ -68,6 +69,31 @@ if ! engine_answers; then
     engine_answers || start_engine vfs
     engine_answers || fail "the engine did not start (in a container, that takes --privileged)"
 fi
+
+# Makes the images of the cluster, and writes their names.
+cluster_images() {
+    image_of() { sed -n "s|^    image: \($1:.*\)$|\1|p" docker-compose.yml; }
+    local proxy postgres redis folder="$work/cluster"
+    proxy="$(image_of haproxy)" postgres="$(image_of postgres)" redis="$(image_of valkey/valkey)"
+    pull_all() { for pulled in "$proxy" "$postgres" "$redis"; do timeout 60 docker pull -q "$pulled" || return; done; }
+    if ! pull_all; then
+        proxy="proxy:$CEOAGENT_TAG" postgres="postgres:$CEOAGENT_TAG" redis="redis:$CEOAGENT_TAG"
+        debootstrap --variant=minbase --include=haproxy,postgresql,redis-server,wget bookworm "$folder"
+        install -m 0755 tests/docker/postgres.sh "$folder/usr/local/bin/"
+        ln -s redis-server "$folder/usr/bin/valkey-server"
+        chroot "$folder" install -d -o postgres -g postgres /var/lib/postgresql/data
+        tar -C "$folder" -c . > "$folder.tar"
+        docker import -c 'USER haproxy' -c 'CMD ["haproxy", "-W", "-db", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]' \
+            "$folder.tar" "$proxy"
+        docker import -c 'VOLUME /var/lib/postgresql/data' -c 'CMD ["postgres.sh"]' "$folder.tar" "$postgres"
+        docker tag "$proxy" "$redis"
+        rm -rf "$folder" "$folder.tar"
+    fi
+    echo "export PROXY_IMAGE=$proxy POSTGRES_IMAGE=$postgres REDIS_IMAGE=$redis" > "$work/images"
+}
+# While the service's own image is built.
+cluster_images >"$work/images.log" 2>&1 &
+making=$!
 
 if ! docker image inspect "$base" >/dev/null 2>&1 && ! timeout 60 docker pull -q "$base"; then
     say "Making a stand-in for $base"
@@ -171,23 +197,9 @@ compose stop ceoagent
 compose down -v
 
 say "Images of the cluster"
-image_of() { sed -n "s|^    image: \($1:.*\)$|\1|p" docker-compose.yml; }
-PROXY_IMAGE="$(image_of haproxy)" POSTGRES_IMAGE="$(image_of postgres)" REDIS_IMAGE="$(image_of valkey/valkey)"
-pull_all() { for pulled in "$PROXY_IMAGE" "$POSTGRES_IMAGE" "$REDIS_IMAGE"; do timeout 60 docker pull -q "$pulled" || return; done; }
-if ! pull_all; then
-    PROXY_IMAGE="proxy:$CEOAGENT_TAG" POSTGRES_IMAGE="postgres:$CEOAGENT_TAG" REDIS_IMAGE="redis:$CEOAGENT_TAG"
-    debootstrap --variant=minbase --include=haproxy,postgresql,redis-server,wget bookworm "$work/base" >/dev/null
-    install -m 0755 tests/docker/postgres.sh "$work/base/usr/local/bin/"
-    ln -s redis-server "$work/base/usr/bin/valkey-server"
-    chroot "$work/base" install -d -o postgres -g postgres /var/lib/postgresql/data
-    tar -C "$work/base" -c . > "$work/base.tar"
-    docker import -c 'USER haproxy' -c 'CMD ["haproxy", "-W", "-db", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]' \
-        "$work/base.tar" "$PROXY_IMAGE" >/dev/null
-    docker import -c 'VOLUME /var/lib/postgresql/data' -c 'CMD ["postgres.sh"]' "$work/base.tar" "$POSTGRES_IMAGE" >/dev/null
-    docker tag "$PROXY_IMAGE" "$REDIS_IMAGE"
-    rm -rf "$work/base" "$work/base.tar"
-fi
-export PROXY_IMAGE POSTGRES_IMAGE REDIS_IMAGE
+wait "$making" || { cat "$work/images.log" >&2; fail "the images of the cluster could not be made"; }
+making=
+. "$work/images"
 
 say "Three nodes behind the proxy"
 sed 's/^ADMIN_TOKEN=$/ADMIN_TOKEN=set-by-an-operator/' .env.example > .env
