@@ -35,7 +35,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::{Notify, broadcast, oneshot},
     time::Instant,
 };
 use utoipa::ToSchema;
@@ -378,6 +378,51 @@ impl Limits {
             is_account_probe: false,
             share: reservation.map(|one| BudgetShare { shared: Arc::clone(inner), reservation: Some(one) }),
         }
+    }
+
+    /// What the calls of this node show.
+    pub fn observations(&self) -> broadcast::Receiver<Observation> {
+        self.0.observations.0.subscribe()
+    }
+
+    /// Takes note of what a call of this node shows. Returns whether that changed what was known of the gate or of the
+    /// connection.
+    pub fn saw(&self, call: Call<'_>, seen: Seen) -> bool {
+        let is_news = self.apply(call, &seen);
+        self.tell(call, seen);
+        is_news
+    }
+
+    /// As [`Limits::block`]. The ruling is by what this node knows: at most a second behind the dispatcher.
+    pub fn saw_block(&self, call: Call<'_>, failure: &SharedFailure, detail: &str) -> Ruling {
+        self.tell(call, Seen::Blocked { failure: *failure, detail: detail.to_owned() });
+        self.block(call.model, failure, call.question, detail)
+    }
+
+    /// Takes note of what a call of another node showed.
+    pub fn hear(&self, observation: Observation) {
+        let Observation { model, question, age, seen } = observation;
+        let now = Instant::now();
+        self.apply(Call { model: &model, question, begun: now.checked_sub(age).unwrap_or(now) }, &seen);
+    }
+
+    fn tell(&self, call: Call<'_>, seen: Seen) {
+        let (model, question, age) = (call.model.to_owned(), call.question, call.begun.elapsed());
+        // Fails if there are no other nodes.
+        let _ = self.0.observations.0.send(Observation { model, question, age, seen });
+    }
+
+    fn apply(&self, Call { model, question, begun }: Call<'_>, seen: &Seen) -> bool {
+        match seen {
+            Seen::Reached => return self.reached(model, question, begun),
+            Seen::Connected => return self.connected(),
+            Seen::Unconnected { code, detail } => return self.connection_failed(question, *code, detail),
+            Seen::Answered => self.answered(model),
+            Seen::Overloaded => self.overloaded(model, question),
+            Seen::Limits(limits) => self.learn(model, *limits, begun),
+            Seen::Blocked { failure, detail } => drop(self.block(model, failure, question, detail)),
+        }
+        false
     }
 
     /// Changes the state. Wakes the waiting callers if `change` returns true: more may be called than before.

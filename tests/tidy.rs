@@ -21,7 +21,7 @@ const LAYERS: [(&str, &str); 25] = [
     // These two show memos, and why calls to Claude are held.
     ("http", "auth agent::models webhook queue audit history registry store limits prompts analysis ledger job"),
     ("dashboard", "queue audit registry limits analysis ledger job"),
-    ("dispatch", "worker agent queue limits"),
+    ("dispatch", "worker agent queue limits job"),
     ("worker", "agent queue limits job"),
     ("sweeper", "queue history job"),
     ("webhook", "queue registry store analysis job"),
