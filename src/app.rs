@@ -89,6 +89,9 @@ use crate::{
 
 const CONNECTION_GRACE: Duration = Duration::from_secs(2);
 
+/// How often a node looks whether it is fit for calls.
+const OFFER_PAUSE: Duration = Duration::from_secs(1);
+
 /// How long a node that stops waits for its last claims before it leaves the rest to another.
 const CLAIM_GRACE: Duration = Duration::from_secs(3);
 
@@ -226,8 +229,9 @@ impl App {
             let (database, memo, tracker) = (Arc::clone(database), Arc::clone(memo), tracker.clone());
             let letters = Letters { queue: queue.clone(), node: name, database, memo };
             let (worker, work) = (worker.clone(), queue.work());
+            let offering = offer_calls(Arc::clone(&letters.database), prompts.clone());
             AbortOnDropHandle::new(tokio::spawn(async move {
-                tokio::join!(assigned::run(worker, tracker), work.follow_own_node(), letters.run());
+                tokio::join!(assigned::run(worker, tracker), work.follow_own_node(), letters.run(), offering);
             }))
         });
         let following = closing.clone();
@@ -240,9 +244,6 @@ impl App {
         let api =
             api(settings, &queue, &worker, &prompts, (&auth, caps), (&store, &audit), (webhooks, redis, memo.as_ref()));
         let shown = parts::shown(settings, tuning, address);
-        if let Some(database) = &database {
-            database.accept_calls();
-        }
         let router = http::router(api, |api| dashboard::router(api, sessions, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
         check_models(agent, closing.clone(), fault);
@@ -442,6 +443,14 @@ fn api(
         webhooks,
         max_query_length: settings.max_query_length,
         memos: Memos::default(),
+    }
+}
+
+/// Has the other nodes give calls to this one as long as it can use the prompts of all.
+async fn offer_calls(database: Arc<PostgresStore>, prompts: Prompts) {
+    loop {
+        database.accept_calls(prompts.trouble().is_none());
+        tokio::time::sleep(OFFER_PAUSE).await;
     }
 }
 

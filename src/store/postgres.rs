@@ -206,9 +206,11 @@ impl PostgresStore {
         Arc::clone(&self.nodes) as _
     }
 
-    /// Lets the other nodes give calls to this one, once its start can't fail any more.
-    pub fn accept_calls(&self) {
-        self.nodes.phase.send_replace(Phase::Ready);
+    /// Lets the other nodes give calls to this one, as long as it is fit for them.
+    pub fn accept_calls(&self, is_fit: bool) {
+        let wanted = if is_fit { Phase::Ready } else { Phase::Starting };
+        let change = |phase: &mut Phase| *phase != Phase::Leaving && std::mem::replace(phase, wanted) != wanted;
+        self.nodes.phase.send_if_modified(change);
     }
 
     /// Has the other nodes give no more calls to this one, and leaves the seat to one of them. What this node runs may end

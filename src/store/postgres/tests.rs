@@ -320,10 +320,10 @@ async fn nodes_see_each_other_and_give_no_calls_to_one_that_starts_or_has_ended(
     let second = open_as(&url, "b:1").await.unwrap();
     let other = *second.nodes().own().borrow();
     until(|| second.nodes().ready() == [other]).await;
-    first.accept_calls();
+    first.accept_calls(true);
     until(|| second.nodes().ready() == [other, own]).await;
     assert_eq!(first.nodes().ready(), [own], "the second one starts");
-    second.accept_calls();
+    second.accept_calls(true);
     until(|| first.nodes().ready() == [own, other]).await;
     second.drain().await;
     until(|| first.nodes().ready() == [own]).await;
