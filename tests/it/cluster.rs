@@ -297,15 +297,14 @@ impl Cluster {
         while let Some(ended) = self.clients.join_next().await {
             ended.unwrap();
         }
-        let mut services = Vec::new();
         for node in &self.nodes {
-            services.push(node.ready().await);
+            node.ready().await;
         }
-        let accepted = self.told.lock().unwrap().accepted.clone();
+        let (accepted, client) = (self.told.lock().unwrap().accepted.clone(), client());
         let jobs = stream::iter(accepted.iter().enumerate()).map(|(n, (id, (query, seen)))| {
-            let service = &services[n % services.len()];
+            let (client, node) = (client.clone(), &self.nodes[n % self.nodes.len()]);
             async move {
-                let job = end(service, id).await;
+                let job = end(&client, node, id).await;
                 assert_eq!(job["query"], **query, "a job kept its question");
                 assert_eq!(job["status"], "succeeded", "{job:#}");
                 if let Some(finished_at) = seen {
@@ -415,17 +414,21 @@ async fn ask(number: usize, nodes: &[Arc<Node>], told: &Mutex<Told>, stop: &Canc
     }
 }
 
-/// The job once it has ended. A node may be away for a moment.
-async fn end(service: &Service, id: &str) -> Value {
+/// The job once it has ended. A node may be away for a moment, and start again at another address.
+async fn end(client: &Client, node: &Node, id: &str) -> Value {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let answer = service.get(&format!("/api/v1/jobs/{id}?wait=20")).await;
-        assert_ne!(answer.status, 404, "a job that was accepted is lost: {id}");
-        let is_open = matches!(answer.body["status"].as_str(), Some("queued" | "scheduled" | "running"));
-        if answer.status == 200 && !is_open {
-            return answer.body;
+        let base = node.base().unwrap_or_default();
+        let answer = client.get(format!("{base}/api/v1/jobs/{id}?wait=20")).send().await;
+        if let Ok(answer) = answer {
+            assert_ne!(answer.status(), 404, "a job that was accepted is lost: {id}");
+            let (is_found, job) = (answer.status() == 200, answer.json::<Value>().await.unwrap_or_default());
+            let is_open = matches!(job["status"].as_str(), None | Some("queued" | "scheduled" | "running"));
+            if is_found && !is_open {
+                return job;
+            }
         }
-        assert!(Instant::now() < deadline, "{answer:#?}");
+        assert!(Instant::now() < deadline, "no node has the end of {id}: {}", node.log());
         sleep(Duration::from_millis(100)).await;
     }
 }
