@@ -37,7 +37,7 @@ use crate::{
 pub(crate) mod database;
 
 /// Longest wait for anything here.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 async fn open(url: &str) -> Result<PostgresStore, OpenError> {
     open_as(url, &Uuid::now_v7().to_string()).await
