@@ -94,13 +94,14 @@ impl<A: Analyst> Dispatcher<A> {
             tracker: tracker.clone(),
             claims: claims.clone(),
         }));
-        let standby: Weak<dyn Standby> = Arc::downgrade(&dispatcher.0) as _;
-        dispatcher.0.worker.queue.set_standby(standby);
         let token = claims.token();
         tracker.spawn(process::task(async move {
             let _token = token;
             let Worker { closing, metrics, .. } = &dispatcher.0.worker;
             dispatcher.count_running().await;
+            // Not before: the limits and the budget have to know what runs.
+            let standby: Weak<dyn Standby> = Arc::downgrade(&dispatcher.0) as _;
+            dispatcher.0.worker.queue.set_standby(standby);
             // Without it no job would be claimed any more.
             while let Some(Err(_)) =
                 closing.run_until_cancelled(AssertUnwindSafe(dispatcher.run()).catch_unwind()).await
@@ -195,9 +196,12 @@ impl<A: Analyst> Dispatcher<A> {
             Err(error) => {
                 debug!(%error, "failed to claim a job for another node");
                 // The claim may be stored all the same, and the node make the call.
-                while queue.is_store_down() {
+                loop {
                     *self.0.retry_at.lock() = Instant::now() + CLAIM_RETRY;
                     tokio::time::sleep(CLAIM_RETRY).await;
+                    if !queue.is_store_down() {
+                        break;
+                    }
                 }
                 if let Some(job) = queue.running_attempt(preview.job.id, preview.job.attempt.saturating_add(1)) {
                     self.attend(&job, permit).await;
@@ -214,10 +218,16 @@ impl<A: Analyst> Dispatcher<A> {
         // Until the ledger has what the call cost.
         let _share = permit.budget_share();
         let mut over = std::pin::pin!(closing.run_until_cancelled(queue.attempt_over(job.id, job.attempt)));
-        while job.owner.is_some_and(|owner| queue.is_ready(owner)) {
+        while job.owner.is_some_and(|owner| queue.is_at_work(owner)) {
             tokio::select! {
                 biased;
-                attempt = &mut over => return settle(permit, begun.elapsed(), attempt.flatten().as_deref()),
+                attempt = &mut over => {
+                    let attempt = attempt.flatten();
+                    if attempt.as_deref().is_some_and(|attempt| !was_made(attempt)) {
+                        job.owner.into_iter().for_each(|owner| queue.pass_over(owner));
+                    }
+                    return settle(permit, begun.elapsed(), attempt.as_deref());
+                }
                 () = tokio::time::sleep(LOOK_PAUSE) => {}
             }
         }
@@ -234,11 +244,16 @@ impl<A: Analyst> Dispatcher<A> {
 
 /// Counts what an attempt of another node used. It may have made no call, or may not be readable.
 fn settle(permit: Permit, took: Duration, attempt: Option<&Attempt>) {
-    let was_made =
-        |attempt: &Attempt| attempt.outcome != AttemptOutcome::Released || attempt.report.http_status.is_some();
     if attempt.is_none_or(was_made) {
+        // It may have begun under another dispatcher.
+        let took = attempt.map_or(took, |attempt| attempt.finished_at.since(attempt.started_at));
         settle_permit(permit, took, attempt.map(|attempt| &*attempt.report));
     }
+}
+
+/// Whether the attempt of another node made a call.
+fn was_made(attempt: &Attempt) -> bool {
+    attempt.outcome != AttemptOutcome::Released || attempt.report.http_status.is_some()
 }
 
 impl<A: Analyst> Standby for Inner<A> {

@@ -148,19 +148,22 @@ impl<A: Analyst> Worker<A> {
 
     /// Makes the attempt that the dispatcher on another node has permitted.
     pub async fn assigned(&self, claim: &Claim) {
-        if self.closing.is_cancelled() {
-            let (code, why) = (FailureCode::Shutdown, "the service stopped before the call");
-            self.queue.settle(&claim.job, &Disposition::released(code), failure_report(code, why.to_owned())).await;
-        } else if let Some(plan) = self.plan(claim).await {
-            if claim.job.asks == Some(ModelKey::of(plan.model())) {
-                self.ask(claim, &plan, None).await;
-            } else {
-                let why =
-                    "this node does not have the model that the dispatcher chose: give all nodes the same settings";
-                let (code, report) = (FailureCode::Shutdown, failure_report(FailureCode::Shutdown, why.to_owned()));
-                self.queue.settle(&claim.job, &Disposition::released(code), report).await;
-            }
-        }
+        let why = match claim.job.asks {
+            _ if self.closing.is_cancelled() => "the service stopped before the call",
+            None => "this node did not know that its claim was stored",
+            Some(asks) => match self.plan(claim).await {
+                Some(plan) if asks == ModelKey::of(plan.model()) => {
+                    self.ask(claim, &plan, None).await;
+                    return;
+                }
+                Some(_) => {
+                    "this node does not have the model that the dispatcher chose: give all nodes the same settings"
+                }
+                None => return,
+            },
+        };
+        let (code, report) = (FailureCode::Shutdown, failure_report(FailureCode::Shutdown, why.to_owned()));
+        self.queue.settle(&claim.job, &Disposition::released(code), report).await;
     }
 
     async fn ask(&self, claim: &Claim, plan: &Plan, permit: Option<limits::Permit>) -> Option<Duration> {

@@ -31,6 +31,9 @@ const TIMES_PAUSE: u32 = 10;
 /// How exact the time is at which the dispatcher last was at work: so often an idle one stores its state.
 const AT_WORK: Duration = Duration::from_secs(5);
 
+/// A node that stops does not wait longer for a database that does not answer.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Without work of a dispatcher for so long, operators should know.
 const MISSING: Duration = Duration::from_secs(10);
 
@@ -116,7 +119,8 @@ impl Memo {
 
     /// Stores what this node knows for the next dispatcher. From now on it is none.
     pub(super) async fn leave(&self) {
-        self.save(&Moments::now(&self.clock), true).await;
+        let moments = Moments::now(&self.clock);
+        let _ = tokio::time::timeout(LEAVE_TIMEOUT, self.save(&moments, true)).await;
         *self.is_dispatcher.lock() = false;
     }
 

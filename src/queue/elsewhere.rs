@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tracing::{info, warn};
 
 use super::{
@@ -15,6 +15,9 @@ use crate::{
     job::{Attempt, FailureCode, Job, JobId, JobRecord, JobRequest, Owner, disposition::Disposition},
     store::StoreError,
 };
+
+/// How long a node that released what it was given is given nothing more.
+const PASS_OVER: Duration = Duration::from_secs(10);
 
 /// Pause between two tries to read what a job asks while the store is unavailable.
 const READ_RETRY: Duration = Duration::from_millis(500);
@@ -33,13 +36,22 @@ pub struct Preview {
 impl WorkQueue {
     /// The node that is to make the next attempt: of those that can, the one with the fewest under way. `None` is this one.
     pub fn least_busy_node(&self) -> Option<Owner> {
-        let (own, ready) = (self.0.owner(), self.0.policy.nodes.ready());
+        let (own, mut ready) = (self.0.owner(), self.0.policy.nodes.ready());
         if ready.iter().all(|node| *node == own) {
             return None;
         }
+        let mut passed_over = self.0.passed_over.lock();
+        passed_over.retain(|(_, at)| at.elapsed() < PASS_OVER);
+        ready.retain(|node| *node == own || passed_over.iter().all(|(over, _)| over != node));
+        drop(passed_over);
         let running = self.0.board.running();
         let load = |node: &Owner| running.iter().filter(|job| job.owner == Some(*node)).count();
         ready.into_iter().min_by_key(|node| (load(node), *node != own)).filter(|node| *node != own)
+    }
+
+    /// Gives a node no calls for a while: it released what it was given, because it stops or has other settings.
+    pub fn pass_over(&self, node: Owner) {
+        self.0.passed_over.lock().push((node, Instant::now()));
     }
 
     /// What a proposed job asks. `None` if it needs no call, or can't be read: the claim finds out.
@@ -68,6 +80,10 @@ impl WorkQueue {
             Ok(claimed) => {
                 proposal.confirm(&claimed.job);
                 self.0.running.begin_elsewhere(job.id, Kind::of(request, job.waited_for));
+                // It may be over already.
+                if self.running_attempt(job.id, claimed.job.attempt).is_none() {
+                    self.0.running.end_elsewhere(job.id);
+                }
                 Ok(Some(claimed.job))
             }
             Err(StoreError::Transition(_) | StoreError::NotFound(_) | StoreError::Corrupt { .. }) => Ok(None),
@@ -85,9 +101,9 @@ impl WorkQueue {
         self.0.board.running()
     }
 
-    /// Whether a node can be given calls, and so most likely makes those that it has.
-    pub fn is_ready(&self, node: Owner) -> bool {
-        self.0.policy.nodes.ready().contains(&node)
+    /// Whether a node most likely makes the calls that it has.
+    pub fn is_at_work(&self, node: Owner) -> bool {
+        self.0.policy.nodes.is_at_work(node)
     }
 
     /// The attempt as it is running, if it is.
@@ -109,7 +125,7 @@ impl WorkQueue {
             }
         }
         let record = self.0.store.get(id).await.ok()??;
-        record.attempts.iter().find(|one| one.number == attempt).cloned()
+        record.attempts.iter().find(|one| one.number == attempt || one.stands_for(attempt)).cloned()
     }
 
     /// Jobs that another node has claimed for this one, each to be begun with [`WorkQueue::begin`]. For one caller.
@@ -140,6 +156,10 @@ impl WorkQueue {
                 Ok(Some(record)) if record.job.owner == job.owner && record.job.attempt == job.attempt => {
                     let (rejected, refused_by) = earlier_failures(&record, job);
                     let claim = self.0.begin(record.job, record.request, rejected).await;
+                    // A lapse stops those attempts alone that were under way.
+                    if job.owner != Some(self.0.owner()) {
+                        return None;
+                    }
                     return Some(Claim { refused_by, ..claim });
                 }
                 Ok(_) => return None,
@@ -162,9 +182,18 @@ impl WorkQueue {
     pub async fn follow_own_node(&self) {
         let mut own = self.0.own.clone();
         own.mark_unchanged();
-        while own.changed().await.is_ok() {
-            let attempts = self.0.running.abandon();
-            warn!(attempts, "this node was cut off from the others for too long: it stops its calls and starts afresh");
+        loop {
+            tokio::select! {
+                changed = own.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let attempts = self.0.running.abandon(*own.borrow());
+                    warn!(attempts, "this node was cut off from the others for too long: it stops its calls and starts afresh");
+                }
+                // A task of this process may have ended without a result.
+                () = tokio::time::sleep(self.0.policy.lease) => {}
+            }
             while let Err(error) = self.end_lost().await {
                 info!(%error, "the attempts of before can't be ended yet; trying again");
                 tokio::time::sleep(READ_RETRY).await;

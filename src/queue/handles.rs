@@ -3,7 +3,10 @@
 use std::sync::{Arc, Weak, atomic::AtomicBool};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -63,6 +66,8 @@ pub(super) struct Inner {
     /// This node, as the owner of attempts.
     pub(super) own: watch::Receiver<Owner>,
     pub(super) assigned: Assigned,
+    /// Nodes that lately released what they were given.
+    pub(super) passed_over: Mutex<Vec<(Owner, Instant)>>,
     /// Text of attempts on other nodes, and the way of ours to them.
     pub(super) relay: Option<Relay>,
     /// Signalled when a job is ready.
@@ -124,6 +129,7 @@ impl Queue {
             running: Arc::default(),
             own,
             assigned: Arc::default(),
+            passed_over: Mutex::default(),
             relay,
             ready,
             standby: Mutex::default(),

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     clock::{Moments, Timestamp},
-    job::{Job, JobId, JobRequest},
+    job::{Job, JobId, JobRequest, Owner},
 };
 
 /// The attempts under way.
@@ -23,8 +23,8 @@ pub(super) struct Running {
     own: Mutex<HashMap<JobId, RunningAttempt>>,
     /// On other nodes, as far as this one knows.
     others: Mutex<HashMap<JobId, OtherAttempt>>,
-    /// The attempts, by number, that this process has taken on or is claiming, until their jobs show that they ended: each is
-    /// made once, however often the feed reports its claim.
+    /// The attempts, by number, that this process has taken on or is claiming, until their jobs show that they ended or
+    /// the claim fails: each is made once, however often the feed reports its claim.
     taken: Mutex<HashMap<JobId, u32>>,
 }
 
@@ -49,6 +49,7 @@ struct OtherAttempt {
 #[derive(Debug)]
 struct RunningAttempt {
     attempt: u32,
+    owner: Option<Owner>,
     lost: CancellationToken,
     draft: Arc<Draft>,
     request: Arc<JobRequest>,
@@ -85,11 +86,17 @@ impl Running {
         self.others.lock().insert(id, OtherAttempt { kind, moments: (Instant::now(), None) });
     }
 
-    /// Stops all attempts of this process: other nodes may take it for lost.
-    pub(super) fn abandon(&self) -> usize {
+    /// The attempt of this job on another node is over.
+    pub(super) fn end_elsewhere(&self, id: JobId) {
+        self.others.lock().remove(&id);
+    }
+
+    /// Stops the attempts of all former owners: other nodes may take them for lost.
+    pub(super) fn abandon(&self, owner: Owner) -> usize {
         let own = self.own.lock();
-        own.values().for_each(|under_way| under_way.lost.cancel());
-        own.len()
+        let former = || own.values().filter(|under_way| under_way.owner != Some(owner));
+        former().for_each(|under_way| under_way.lost.cancel());
+        former().count()
     }
 
     /// An attempt begins that `lost` stops and that writes what has come of its answer into `draft`.
@@ -101,7 +108,7 @@ impl Running {
         draft: Arc<Draft>,
     ) -> AttemptSlot {
         let (id, attempt, is_waited_for) = (job.id, job.attempt, job.waited_for);
-        self.own.lock().insert(id, RunningAttempt { attempt, lost, draft, request, is_waited_for });
+        self.own.lock().insert(id, RunningAttempt { attempt, owner: job.owner, lost, draft, request, is_waited_for });
         AttemptSlot { running: Arc::clone(self), id, attempt }
     }
 
@@ -204,7 +211,7 @@ impl Running {
     /// Stops the attempt that believes to own the job, if `job` says that it does not (any more).
     pub(super) fn check(&self, job: &Job) {
         if !job.is_running() {
-            self.others.lock().remove(&job.id);
+            self.end_elsewhere(job.id);
         }
         // An older state than the attempt's own claim says nothing of it.
         let is_over = |attempt: u32| job.attempt > attempt || job.attempt == attempt && !job.is_running();

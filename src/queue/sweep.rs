@@ -30,6 +30,8 @@ impl WorkQueue {
             Some(owner) if owner == own => {
                 !self.0.running.holds(job) && job.started_at.is_none_or(|at| at.plus(policy.lease) <= now)
             }
+            // It stops, or its answer is about to be stored.
+            Some(owner) if own.follows(owner) && self.0.running.holds(job) => false,
             Some(owner) => !policy.nodes.may_run(owner),
             None => true,
         };

@@ -183,7 +183,11 @@ impl WorkQueue {
                 self.fail_unreadable(id, &reason).await?;
                 Ok(None)
             }
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                // If it is stored all the same, the attempt is released.
+                running.give_back(id);
+                Err(error.into())
+            }
         }
     }
 

@@ -364,6 +364,7 @@ impl Connection {
             incarnation: number,
             beat: 0,
             is_ready: true,
+            is_connected: true,
             version: String::new(),
             formats: Formats::OF_THIS_PROGRAM,
         });

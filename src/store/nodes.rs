@@ -12,12 +12,15 @@ pub const LEASE: Duration = Duration::from_secs(30);
 
 /// The nodes of a store. Answers from memory.
 pub trait Nodes: Send + Sync + 'static {
-    /// This node, as the owner of attempts. A new value means that the others may take it for lost, or did: it gives up the
-    /// calls of the former owner at once.
+    /// This node, as the owner of attempts. It changes when the others take this node for lost, or soon may: the node gives up
+    /// the calls of the former owner at once.
     fn own(&self) -> watch::Receiver<Owner>;
 
     /// Those that can be given calls at the moment. This node is one of them unless it stops.
     fn ready(&self) -> Vec<Owner>;
+
+    /// Whether a node most likely makes the calls that it has: it is heard of. It may be one that stops.
+    fn is_at_work(&self, owner: Owner) -> bool;
 
     /// Whether attempts of another node may still be under way.
     fn may_run(&self, owner: Owner) -> bool;
@@ -39,6 +42,10 @@ impl Nodes for Alone {
 
     fn ready(&self) -> Vec<Owner> {
         vec![*self.0.borrow()]
+    }
+
+    fn is_at_work(&self, owner: Owner) -> bool {
+        owner == *self.0.borrow()
     }
 
     fn may_run(&self, _: Owner) -> bool {
@@ -81,6 +88,10 @@ impl Nodes for OneOfMany {
 
     fn ready(&self) -> Vec<Owner> {
         self.live.lock().clone()
+    }
+
+    fn is_at_work(&self, owner: Owner) -> bool {
+        self.live.lock().contains(&owner)
     }
 
     fn may_run(&self, owner: Owner) -> bool {

@@ -48,6 +48,9 @@ const NAME_PAUSE: Duration = Duration::from_millis(200);
 /// New beats after which a name belongs to a live process. One may still come from a process that has just been killed.
 const LIVE_BEATS: u32 = 2;
 
+/// After so long, the dispatcher has read that a node stops: it reads with each beat.
+const HAND_OVER: Duration = Duration::from_secs(2);
+
 /// How long a node that stops waits until the database knows that.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -154,13 +157,16 @@ impl KnownNodes {
         }
     }
 
-    /// Has the others give no more calls to this node. Returns once the database knows it, or does not answer.
+    /// Has the others give no more calls to this node. Returns once they know it, or the database does not answer.
     pub(super) async fn drain(&self) {
         self.phase.send_replace(Phase::Leaving);
         let mut written = self.written.subscribe();
         let is_known = written.wait_for(|phase| *phase == Phase::Leaving);
         if timeout(DRAIN_TIMEOUT, is_known).await.is_err() {
             warn!("other nodes may not know yet that this one stops: the database does not answer");
+        } else if self.roster.lock().has_other(&self.name) {
+            // The calls that it is given until then are released.
+            sleep(HAND_OVER).await;
         }
     }
 
@@ -189,6 +195,10 @@ impl Nodes for KnownNodes {
         let is_ready = *self.phase.borrow() != Phase::Leaving && roster.is_recent(now);
         let own = (is_ready && self.incarnation.lock().is_registered).then(|| *self.own.borrow());
         own.into_iter().chain(others).collect()
+    }
+
+    fn is_at_work(&self, owner: Owner) -> bool {
+        owner == *self.own.borrow() || self.roster.lock().is_at_work(owner, Instant::now())
     }
 
     fn may_run(&self, owner: Owner) -> bool {
@@ -392,6 +402,7 @@ impl Connection {
                 incarnation: u32::try_from(row.try_get::<_, i64>(1)?).unwrap_or(u32::MAX),
                 beat: row.try_get(2)?,
                 is_ready: row.try_get(3)?,
+                is_connected: row.try_get(9)?,
                 version: row.try_get(4)?,
                 formats: Formats { oldest: bound(row, 5)?, newest: bound(row, 6)? },
             };

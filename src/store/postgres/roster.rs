@@ -25,6 +25,7 @@ pub(crate) struct Row {
     /// Only compared with others.
     pub(crate) beat: i64,
     pub(crate) is_ready: bool,
+    pub(crate) is_connected: bool,
     pub(crate) version: String,
     pub(crate) formats: Formats,
 }
@@ -39,7 +40,7 @@ struct Known {
     row: Row,
     /// When this node saw a new beat; `None` until it sees one.
     heard_at: Option<Instant>,
-    /// The node has had a lease to write a beat since then.
+    /// The lease of the node began then.
     lease_since: Instant,
 }
 
@@ -95,10 +96,21 @@ impl Roster {
         self.last.is_some_and(|last| now - last.answered_at <= RECENT)
     }
 
-    /// The nodes that want calls and have written a beat recently.
+    pub(super) fn has_other(&self, name: &str) -> bool {
+        self.nodes.iter().any(|known| known.row.name != name)
+    }
+
+    /// Whether a node most likely makes the calls that it has. It may be one that stops.
+    pub(super) fn is_at_work(&self, owner: Owner, now: Instant) -> bool {
+        // An outage begins all leases anew.
+        let is_heard = |known: &Known| known.row.is_connected && now - known.lease_since <= RECENT;
+        !self.is_recent(now) || self.nodes.iter().any(|known| known.row.owner() == owner && is_heard(known))
+    }
+
+    /// The nodes that want calls, have a connection, and have written a beat recently.
     pub(super) fn ready(&self, now: Instant) -> impl Iterator<Item = &Row> {
         let is_recent = move |known: &&Known| known.heard_at.is_some_and(|heard_at| now - heard_at <= RECENT);
-        self.nodes.iter().filter(is_recent).map(|known| &known.row).filter(|row| row.is_ready)
+        self.nodes.iter().filter(is_recent).map(|known| &known.row).filter(|row| row.is_ready && row.is_connected)
     }
 
     /// Whether a node is in the database. One that is not known yet is taken for gone only by a read that was sent after the
@@ -140,7 +152,15 @@ mod tests {
 
     fn node(name: &str, incarnation: u32, beat: i64) -> Row {
         let formats = Formats::OF_THIS_PROGRAM;
-        Row { name: name.to_owned(), incarnation, beat, is_ready: true, version: "1.0.0".to_owned(), formats }
+        Row {
+            name: name.to_owned(),
+            incarnation,
+            beat,
+            is_ready: true,
+            is_connected: true,
+            version: "1.0.0".to_owned(),
+            formats,
+        }
     }
 
     /// A roster, and a clock in seconds.
