@@ -42,6 +42,11 @@ pub trait Analyst: Clone + Send + Sync + 'static {
     /// Resolves the call of an attempt. The error is the report of an attempt that can't be made, now or later.
     fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>>;
 
+    /// Reads again what other nodes may have loaded a moment ago.
+    fn refresh(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
     /// Makes one HTTP request. Dropping the future aborts it.
     fn attempt(
         &self,
@@ -59,6 +64,10 @@ pub struct Agent {
 impl Analyst for Agent {
     fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
         self.planner.plan(assignment)
+    }
+
+    async fn refresh(&self) {
+        self.planner.prompts.refresh().await;
     }
 
     async fn attempt(&self, plan: &Plan, on_progress: OnProgress<'_>) -> (Disposition, AttemptReport) {

@@ -3,7 +3,7 @@
 //! Start: prompts → listener → store → keys, webhooks, server → orphans of a crash are ended → dispatcher, sweeper → HTTP.
 //! Everything that can fail comes before the first claim and the first request, except for the lookup of the models. Of the
 //! nodes of a database one has a dispatcher; another begins to dispatch when that one ends.
-//! Stop: no more requests and claims → attempts get SHUTDOWN_GRACE → store closed.
+//! Stop: no more requests and claims → another node becomes the dispatcher → attempts get SHUTDOWN_GRACE → store closed.
 //!
 //! - `door`: the listener and its connections
 //! - `duties`: what one node does for all

@@ -218,7 +218,7 @@ impl Auth {
         let (mut found, token) = (self.find(given), || self.tokens.as_ref().and_then(|tokens| tokens.identify(given)));
         let may_have_changed = match &found {
             Some(key) => !key.is_of_settings(),
-            // An open service answers unknown credentials too, so they must not cost a read.
+            // An open service accepts unknown credentials, so they must not cost a read.
             None => !self.is_open() && token().is_none(),
         };
         if may_have_changed && !self.hears() {

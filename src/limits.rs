@@ -327,7 +327,7 @@ impl Limits {
         }
     }
 
-    /// Takes over what the dispatcher knows. For a node that makes no calls.
+    /// Takes over what the dispatcher knows. For the other nodes.
     pub fn adopt(&self, memo: Memo, moments: &Moments) {
         let mut state = self.0.state.lock();
         state.account.adopt(memo.account, moments);

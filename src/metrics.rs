@@ -112,10 +112,10 @@ metrics! {
     webhooks: Family<KindLabel, Counter> = add(
         "webhooks", "Webhooks sent, by outcome: delivered, failed (will be retried), given_up, disabled"
     );
-    leases_lost: Counter = add("leases_lost", "Results and heartbeats of attempts that had lost their lease");
+    leases_lost: Counter = add("leases_lost", "Results of attempts that were ignored, because the job was not theirs any more");
     panics: Counter = add("attempt_panics", "Attempts that panicked");
     build_info: Family<VersionLabel, Gauge> = add("build_info", "1, labelled with the version of this node's program");
-    dispatcher: Gauge = add("dispatcher", "1 while this node is the dispatcher: the one that starts the calls to Claude");
+    dispatcher: Gauge = add("dispatcher", "1 while this node is the dispatcher: the one that decides which node makes which call to Claude");
     feed_position: Gauge = add(
         "feed_position", "Number of the newest change in the database that this node knows; 0 if jobs are in DATA_DIR"
     );

@@ -182,6 +182,15 @@ impl Prompts {
         self.0.trouble.read().clone()
     }
 
+    /// Reads the shared prompts again: another node may have loaded others a moment ago.
+    pub async fn refresh(&self) {
+        if let Some(registry) = self.0.registry.get()
+            && let Err(error) = self.use_shared(registry).await
+        {
+            warn!(%error, "failed to read the prompts that the nodes share");
+        }
+    }
+
     /// Uses the prompts that the nodes share. Where they are not valid, the ones in use stay, and this node is not ready.
     async fn use_shared(&self, registry: &Registry) -> Result<(), Unavailable> {
         let _using = self.0.using.lock().await;

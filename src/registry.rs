@@ -1,7 +1,7 @@
 //! Settings that are made while the service runs: API keys, sessions, the pause, limits, rotated secrets, the history. Each
 //! is a JSON text under a name. Apart from jobs.
 //!
-//! Who holds a copy of settings in memory implements [`Live`]. [`Registry::follow`] keeps all copies up to date with what
+//! A copy of settings in memory implements [`Live`]. [`Registry::follow`] keeps all copies up to date with what
 //! any node changes.
 
 use std::{collections::BTreeSet, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};

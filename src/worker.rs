@@ -117,7 +117,13 @@ impl<A: Analyst> Worker<A> {
             asks: job.asks,
             now: self.queue.now(),
         };
-        match self.agent.plan(assignment) {
+        let mut plan = self.agent.plan(assignment);
+        let code = plan.as_ref().err().and_then(|report| report.error.as_ref()).map(|error| error.code);
+        if code == Some(FailureCode::PromptVersionUnknown) {
+            self.agent.refresh().await;
+            plan = self.agent.plan(assignment);
+        }
+        match plan {
             Ok(plan) => Some(plan),
             Err(report) => {
                 let code = report.error.as_ref().map_or(FailureCode::Internal, |error| error.code);

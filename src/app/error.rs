@@ -37,8 +37,9 @@ pub enum StartError {
     #[error("what the last run stored besides jobs can't be read: {0}")]
     Registry(#[from] Unavailable),
     #[error(
-        "the job store has only a part of {origin}, because its move or import did not end. Repeat the same `ceoagent \
-         move` or `ceoagent import` to get the rest"
+        "the job store has only a part of {origin}, because its move or import did not end. Repeat that `ceoagent move` or \
+         `ceoagent import`. After a copy ahead of a move, stop the service and move its data folder or database: see \
+         docs/export.md"
     )]
     HalfMoved { origin: String },
     #[error("the {what} can't be stored in {}: {source}. Make DATA_DIR writable, or set {setting}", path.display())]

@@ -28,7 +28,7 @@ const STATE_PAUSE: Duration = Duration::from_secs(1);
 const TIMES: &str = "node/dispatcher/times";
 const TIMES_PAUSE: u32 = 10;
 
-/// How exact the time is at which the dispatcher last was at work: so often an idle one stores its state.
+/// Precision of the stored time of the dispatcher's last work: an idle dispatcher stores its state this often.
 const AT_WORK: Duration = Duration::from_secs(5);
 
 /// A node that stops does not wait longer for a database that does not answer.

@@ -34,7 +34,7 @@ use crate::{
     prompts::Prompts,
     queue::{Policy, SharedRates, TextRelay, retry::RetryBounds},
     redis::Redis,
-    store::{Alone, Nodes, postgres::PostgresStore, sled::SledConfig},
+    store::{Alone, LEASE, Nodes, postgres::PostgresStore, sled::SledConfig},
     sweeper::disk::DiskWatch,
 };
 
@@ -51,9 +51,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long an answer may be silent, before and while it streams: a model may think in silence.
 const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
-
-/// How long a running attempt lives without a heartbeat. A heartbeat comes every third of it, so a slow disk may miss one.
-const LEASE: Duration = Duration::from_secs(30);
 
 /// A question that comes within this time of the start compiles the schema itself, and nothing is spent on a warm-up.
 const WARM_UP_AFTER: Duration = Duration::from_secs(10);

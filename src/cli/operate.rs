@@ -121,7 +121,7 @@ fn describe(stats: &Value, colours: bool) -> String {
     }
     lines.extend(pause(stats).map(|pause| ("Paused", warn(pause))));
     if let Some(since) = stats["no_dispatcher_since"].as_str() {
-        lines.push(("Blocked", warn(format!("no node has started calls to Claude since {}", clean(since)))));
+        lines.push(("Blocked", warn(format!("no node has handed out calls to Claude since {}", clean(since)))));
     }
     lines.extend(items(stats, "troubles").iter().map(|trouble| ("Trouble", warn(text(trouble, "message")))));
     facts(&lines, 12, colours)

@@ -50,7 +50,7 @@ pub struct Api {
     pub models: Models,
     /// What an operator should know, though the service works.
     pub notes: Arc<dyn Fn() -> Vec<Note> + Send + Sync>,
-    /// Since when no node starts calls to Claude, if none does.
+    /// Since when no node is the dispatcher, if none is.
     pub dispatcher_missing_since: Arc<dyn Fn() -> Option<Timestamp> + Send + Sync>,
     pub auth: Arc<Auth>,
     pub memory: MemoryBudget,

@@ -93,7 +93,7 @@ pub(super) fn alive() -> Json<impl Serialize> {
 #[utoipa::path(
     get, path = "/health/ready", operation_id = "get_readiness", tag = "service",
     responses(
-        (status = 200, description = "Jobs are accepted. `degraded` while Claude can't be called, no node starts calls, the daily \
+        (status = 200, description = "Jobs are accepted. `degraded` while Claude can't be called, no node hands out calls, the daily \
             budget is used up or the queue is paused", body = Readiness),
         (status = 503, description = "`not_ready`; `errors` has the reasons")
     )
@@ -132,7 +132,7 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
         field: "dispatcher",
         code: "no_dispatcher",
         message: format!(
-            "no node has started calls to Claude since {since}. A node takes over by itself within seconds, if it can"
+            "no node has handed out calls to Claude since {since}. A node takes over by itself within seconds, if it can"
         ),
         until: None,
     });

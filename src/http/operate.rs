@@ -35,7 +35,7 @@ pub(super) struct Stats {
     oldest_queued_at: Option<Timestamp>,
     /// Who paused the queue and when; null while it is not paused.
     paused: Option<Pause>,
-    /// Since when no node starts calls to Claude; null while one does.
+    /// Since when no node hands out calls to Claude; null while one does.
     no_dispatcher_since: Option<Timestamp>,
     /// Number of running attempts.
     running_attempts: usize,

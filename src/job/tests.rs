@@ -114,8 +114,7 @@ proptest! {
                 }
                 Err(error) => {
                     prop_assert_eq!(want, None, "{:?} on {:?} gave {}", event, before, error);
-                    let extended = matches!(event, JobEvent::Expire { .. }) && owns && before.is_running();
-                    if fence(&event).is_some() && !extended {
+                    if fence(&event).is_some() {
                         let lost = matches!(error, TransitionError::LeaseLost { .. });
                         prop_assert!(lost, "{error}");
                     }

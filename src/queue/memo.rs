@@ -18,7 +18,7 @@ impl Operations {
         Memo { attempts: self.0.running.memo(moments), rush: self.0.order.rush_memo(moments) }
     }
 
-    /// Takes over what the dispatcher knows. For a node that makes no calls.
+    /// Takes over what the dispatcher knows. For the other nodes.
     pub fn adopt(&self, memo: Memo, moments: &Moments) {
         // The board hears of ends sooner than the memo.
         let is_running = |attempt: &AttemptMemo| self.0.board.get(attempt.job).is_some_and(|job| job.is_running());

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use crate::job::Owner;
 
-/// A node that the others have not heard of for so long is lost, and its attempts end. It has given them up a second before.
+/// A node without a beat for so long counts as lost, and its attempts end. It gives them up itself a second earlier.
 pub const LEASE: Duration = Duration::from_secs(30);
 
 /// The nodes of a store. Answers from memory.

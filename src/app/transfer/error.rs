@@ -31,8 +31,8 @@ pub enum TransferError {
     #[error("{0} is in use: nodes of a service are connected to it. Stop all nodes, then repeat the command")]
     InUse(Place),
     #[error(
-        "{0} has only a part of {1}, because a move or an import into it did not end. Repeat that one first, or empty this \
-         place: see docs/export.md"
+        "{0} has only a part of {1}, because a move or an import into it did not end. End that one first (after a copy ahead, \
+         by the move itself), or empty this place: see docs/export.md"
     )]
     Half(Place, String),
     #[error(

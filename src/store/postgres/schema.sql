@@ -10,7 +10,7 @@ insert into schema_version values (1, 1);
 create table format (id boolean primary key default true check (id), number integer not null);
 insert into format (number) values (1);
 
--- Which node makes the calls. One row: each write transaction of its holder locks the key, the epoch, and compares it. A
+-- Which node is the dispatcher. One row: each write transaction of its holder locks the key, the epoch, and compares it. A
 -- beat changes no key, so it need not wait for a commit.
 create table seat (
     id boolean primary key default true check (id),

@@ -3,7 +3,7 @@
 //!
 //! A node gets the seat with a session's advisory lock, which is free as soon as the holder's process dies, and then raises
 //! the epoch in the table `seat`. Every write transaction of the holder locks that row and compares the epoch, so a former
-//! holder can write nothing, whenever it wakes up. The holder writes a beat each second. The other nodes ask for the lock
+//! holder can write nothing, whenever it wakes up. The holder writes a beat twice a second. The other nodes ask for the lock
 //! every [`TRY_PAUSE`], and take it only once the holder has no connection any more: a holder whose connection with the lock
 //! was reset is healthy. They end the connections of a holder without a new beat for [`SILENCE`], because it is paused or cut
 //! off. After an outage of the database they first wait whether the holder comes back ([`GRACE`]): its calls go on, and are
@@ -38,6 +38,9 @@ const TRY_PAUSE: Duration = Duration::from_millis(200);
 
 pub(super) const BEAT_PAUSE: Duration = Duration::from_secs(1);
 
+/// By its beats the holder hears of changes, and it has to know each second that it does.
+const HOLDER_PAUSE: Duration = Duration::from_millis(500);
+
 /// A holder without a beat for so long is taken for lost.
 pub(super) const SILENCE: Duration = Duration::from_secs(5);
 
@@ -48,7 +51,7 @@ const GRACE: Duration = Duration::from_secs(10);
 const BROKEN: Duration = Duration::from_secs(30);
 
 /// Beats after which the holder deletes rows of the feed as old. A node that has not read them reads all pending jobs.
-const BEATS_PER_TRIM: u32 = 60;
+const BEATS_PER_TRIM: u32 = 120;
 
 /// Whether this node has the seat.
 pub struct Seat(pub(super) watch::Receiver<Standing>);
@@ -77,7 +80,7 @@ pub(super) async fn run(shared: Arc<Shared>, writer: mpsc::WeakSender<Command>) 
                 let (reply, seated) = oneshot::channel();
                 let asked = send(&writer, Command::TakeSeat(reply)).await;
                 if asked && timeout(GRACE, seated).await.is_ok_and(|seated| seated.is_ok()) {
-                    let holder = Holder { link, has_lock: true, shared: Arc::clone(&shared) };
+                    let holder = Holder { link, has_lock: true, is_leaving: false, shared: Arc::clone(&shared) };
                     if !holder.hold(&writer).await {
                         return;
                     }
@@ -154,6 +157,8 @@ impl Silence {
 struct Holder {
     link: Link,
     has_lock: bool,
+    /// The writer compares the epoch no more.
+    is_leaving: bool,
     shared: Arc<Shared>,
 }
 
@@ -162,7 +167,7 @@ impl Holder {
     /// `lost`.
     async fn hold(mut self, writer: &mpsc::WeakSender<Command>) -> bool {
         let shared = Arc::clone(&self.shared);
-        let (mut beats, mut old, mut pause) = (0, 0, BEAT_PAUSE);
+        let (mut beats, mut old, mut pause) = (0, 0, HOLDER_PAUSE);
         let mut broken_since = None;
         loop {
             tokio::select! {
@@ -176,7 +181,7 @@ impl Holder {
                     }
                 }
             }
-            pause = BEAT_PAUSE;
+            pause = HOLDER_PAUSE;
             let sent_at = Instant::now();
             match self.beat(&shared.clock).await {
                 Ok(true) => {
@@ -188,6 +193,11 @@ impl Holder {
                         shared.lost.cancel();
                         return false;
                     }
+                }
+                // An earlier try to leave succeeded, and its answer was lost.
+                Ok(false) if self.is_leaving => {
+                    self.left();
+                    return true;
                 }
                 Ok(false) => {
                     error!("another node has taken the seat; this process has to end");
@@ -215,17 +225,22 @@ impl Holder {
         }
     }
 
-    /// Lets another node take the seat at once. The writer comes first: what compares the epoch would fail after that.
-    async fn leave(&self, writer: &mpsc::WeakSender<Command>) -> Result<(), OpenError> {
+    /// Lets another node take the seat at once. The writer first stops comparing the epoch. Otherwise its next transaction would fail.
+    async fn leave(&mut self, writer: &mpsc::WeakSender<Command>) -> Result<(), OpenError> {
         let (reply, done) = oneshot::channel();
         if !send(writer, Command::LeaveSeat(reply)).await || done.await.is_err() {
             return Err(OpenError::Connect("the writer does not work".to_owned()));
         }
+        self.is_leaving = true;
         let node: [&(dyn ToSql + Sync); 1] = [&self.shared.database.node];
         answer(self.link.client.execute(include_str!("leave_seat.sql"), &node)).await?;
+        self.left();
+        Ok(())
+    }
+
+    fn left(&self) {
         self.shared.metrics.dispatcher.set(0);
         self.shared.standing.send_replace(Standing::Beside);
-        Ok(())
     }
 
     /// Asks for the lock again if it was lost, and writes a beat. False if another node has the seat.
