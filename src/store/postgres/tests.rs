@@ -389,7 +389,7 @@ async fn a_node_without_beats_loses_its_row_and_takes_a_new_incarnation() {
     timeout(PATIENCE, own.changed()).await.unwrap().unwrap();
     let now = *own.borrow();
     assert!(now.follows(former));
-    until(|| second.nodes().ready().contains(&now) && !first.nodes().may_run(former)).await;
+    until(|| second.nodes().ready().contains(&own.borrow()) && !first.nodes().may_run(former)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -407,7 +407,8 @@ async fn a_node_gives_up_its_calls_before_its_lease_is_over_and_has_a_new_one_af
     let now = *own.borrow();
     assert!(now.follows(former) && !nodes.ready().contains(&now));
     postgres.start_again();
-    until(|| nodes.ready().contains(&now)).await;
+    // On a busy machine it may lapse once more.
+    until(|| nodes.ready().contains(&own.borrow())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
