@@ -194,8 +194,15 @@ impl WorkQueue {
                 // A task of this process may have ended without a result.
                 () = tokio::time::sleep(self.0.policy.lease) => {}
             }
-            while let Err(error) = self.end_lost().await {
-                info!(%error, "the attempts of before can't be ended yet; trying again");
+            // Those that just stop, or store their answer, take a moment.
+            let own = self.0.owner();
+            let is_former = |job: &Arc<Job>| job.owner.is_some_and(|owner| own.follows(owner));
+            loop {
+                match self.end_lost().await {
+                    Ok(_) if !self.0.board.running().iter().any(is_former) => break,
+                    Ok(_) => {}
+                    Err(error) => info!(%error, "the attempts of before can't be ended yet; trying again"),
+                }
                 tokio::time::sleep(READ_RETRY).await;
             }
         }

@@ -92,6 +92,8 @@ impl Shop {
         let policy = Policy { lease: LEASE, ..Policy::plain() };
         let shop = Shop::over(store, policy, script, in_use).await;
         Dispatcher::start(shop.worker.clone(), 1, &shop.tracker, &TaskTracker::new());
+        // From then on it takes jobs at their submission.
+        tokio::task::yield_now().await;
         shop
     }
 
