@@ -385,8 +385,7 @@ impl Limits {
         self.0.observations.0.subscribe()
     }
 
-    /// Takes note of what a call of this node shows. Returns whether that changed what was known of the gate or of the
-    /// connection.
+    /// Notes what a call of this node shows. Returns whether that is news of the gate or of the connection.
     pub fn saw(&self, call: Call<'_>, seen: Seen) -> bool {
         let is_news = self.apply(call, &seen);
         self.tell(call, seen);
@@ -399,7 +398,7 @@ impl Limits {
         self.block(call.model, failure, call.question, detail)
     }
 
-    /// Takes note of what a call of another node showed.
+    /// Notes what a call of another node showed.
     pub fn hear(&self, observation: Observation) {
         let Observation { model, question, age, seen } = observation;
         let now = Instant::now();

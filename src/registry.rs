@@ -107,8 +107,8 @@ impl Registry {
         Ok(self.0.delete(name).await?)
     }
 
-    /// Changes a setting to what `change` makes of its value; `None` means that there is none. If another node changes it
-    /// meanwhile, `change` is called again with the new value. The change is durable when this returns the value.
+    /// Replaces the value of a setting by what `change` returns for it; `change` gets `None` for a setting without a value. It is
+    /// called again if another node has changed the value meanwhile. The new value is durable when this returns it.
     ///
     /// # Errors
     /// [`Unavailable`], and those of `change`; then nothing changes.

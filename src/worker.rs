@@ -22,7 +22,7 @@ use crate::{
         plan::{Assignment, Plan},
     },
     digest::ModelKey,
-    job::{AttemptReport, FailureClass, FailureCode, JobRequest, disposition::Disposition},
+    job::{Attempt, AttemptReport, FailureClass, FailureCode, Job, JobRequest, disposition::Disposition},
     limits::{self, Limits, Seen, Tokens, budget::Room, gate::Ruling},
     metrics::{Metrics, kind},
     queue::{Claim, Preview, WorkQueue, retry::failure_report},
@@ -109,14 +109,7 @@ impl<A: Analyst> Worker<A> {
 
     async fn plan(&self, claim: &Claim) -> Option<Plan> {
         let Claim { job, request, rejected, refused_by, .. } = claim;
-        let assignment = Assignment {
-            request,
-            rejected: rejected.as_deref(),
-            refused_by,
-            is_waited_for: job.waited_for,
-            asks: job.asks,
-            now: self.queue.now(),
-        };
+        let assignment = self.assignment(job, request, rejected.as_deref(), refused_by);
         let mut plan = self.agent.plan(assignment);
         let code = plan.as_ref().err().and_then(|report| report.error.as_ref()).map(|error| error.code);
         if code == Some(FailureCode::PromptVersionUnknown) {
@@ -133,20 +126,24 @@ impl<A: Analyst> Worker<A> {
         }
     }
 
+    fn assignment<'a>(
+        &self,
+        job: &Job,
+        request: &'a JobRequest,
+        rejected: Option<&'a Attempt>,
+        refused_by: &'a [String],
+    ) -> Assignment<'a> {
+        let (is_waited_for, asks, now) = (job.waited_for, job.asks, self.queue.now());
+        Assignment { request, rejected, refused_by, is_waited_for, asks, now }
+    }
+
     /// The model that a call for this job asks, if it may be made now. The permit is for this call then.
     pub fn admit(&self, preview: &Preview, permit: &mut limits::Permit) -> Option<ModelKey> {
         if self.queue.is_store_down() || self.queue.is_paused() {
             return None;
         }
         let Preview { job, request, rejected, refused_by } = preview;
-        let assignment = Assignment {
-            request,
-            rejected: rejected.as_deref(),
-            refused_by,
-            is_waited_for: job.waited_for,
-            asks: None,
-            now: self.queue.now(),
-        };
+        let assignment = self.assignment(job, request, rejected.as_deref(), refused_by);
         let plan = self.agent.plan(assignment).ok().filter(|plan| forbidden(plan, permit).is_none())?;
         permit.expect(plan.model(), plan.input_bytes).ok()?;
         Some(ModelKey::of(plan.model()))

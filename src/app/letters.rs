@@ -1,5 +1,5 @@
-//! Carries letters among the nodes of a database, by its notifications: of waiting clients to all, and of what calls show of
-//! Claude to the dispatcher. One that is lost costs order or time, never truth.
+//! Sends letters among the nodes by notifications of the database. Letters about waiting clients go to all nodes, those about
+//! what calls show of Claude to the dispatcher. A lost letter costs order or time, never truth.
 
 use std::{sync::Arc, time::Duration};
 

@@ -117,7 +117,7 @@ impl Memo {
         }
     }
 
-    /// Stores what this node knows for the next dispatcher. From now on it is none.
+    /// Stores what this node knows for the next dispatcher, and ends as the dispatcher.
     pub(super) async fn leave(&self) {
         let moments = Moments::now(&self.clock);
         let _ = tokio::time::timeout(LEAVE_TIMEOUT, self.save(&moments, true)).await;

@@ -47,7 +47,7 @@ pub enum Seen {
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {
     pub model: &'a str,
-    /// A digest of what is asked.
+    /// A digest of the question.
     pub question: u64,
     pub begun: Instant,
 }

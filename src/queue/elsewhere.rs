@@ -7,7 +7,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tracing::{info, warn};
 
 use super::{
-    board::Proposal, claim::Claim, core::WAIT_POLL, error::QueueError, handles::WorkQueue, retry::failure_report,
+    board::Proposal, claim::Claim, core::WAIT_POLL, error::QueueError, handles::WorkQueue, retry::unreadable,
     service_time::Kind,
 };
 use crate::{
@@ -146,9 +146,7 @@ impl WorkQueue {
     /// Begins an attempt that another node has claimed for this one. `None` if it is not to be made any more.
     pub async fn begin(&self, job: &Job) -> Option<Claim> {
         loop {
-            let is_over =
-                || !self.0.board.get(job.id).is_some_and(|now| now.attempt == job.attempt && now.is_running());
-            if is_over() || job.owner != Some(self.0.owner()) {
+            if self.running_attempt(job.id, job.attempt).is_none() || job.owner != Some(self.0.owner()) {
                 return None;
             }
             // As the database has it, not the board, which is behind if this process was stopped for a while.
@@ -164,10 +162,7 @@ impl WorkQueue {
                 }
                 Ok(_) => return None,
                 Err(StoreError::Corrupt { reason, .. }) => {
-                    let message =
-                        format!("no call was made: the stored request can't be read ({reason}); submit it again");
-                    let (code, report) = (FailureCode::Internal, failure_report(FailureCode::Internal, message));
-                    self.settle(job, &Disposition::Fail { code }, report).await;
+                    self.settle(job, &Disposition::Fail { code: FailureCode::Internal }, unreadable(&reason)).await;
                     return None;
                 }
                 Err(error) => {

@@ -126,6 +126,12 @@ fn backoff(failures: u32, random: f64) -> Duration {
     ceiling.mul_f64(random.clamp(0.0, 1.0))
 }
 
+/// The report of an attempt at a job whose request can't be read.
+pub(super) fn unreadable(reason: &str) -> AttemptReport {
+    let message = format!("no call was made: the stored request can't be read ({reason}); submit it again");
+    failure_report(FailureCode::Internal, message)
+}
+
 /// The report of an attempt that failed before or beside the call.
 pub fn failure_report(code: FailureCode, message: String) -> AttemptReport {
     AttemptReport { error: Some(AttemptError { code, message }), ..AttemptReport::default() }

@@ -18,16 +18,13 @@ use super::{
     fair_queue::{Lanes, List},
     handles::{Inner, WorkQueue},
     hint::Hint,
-    retry::{event_after, failure_report},
+    retry::{event_after, unreadable},
     service_time::{Kind, Observed},
 };
 use crate::{
     clock::Timestamp,
     digest::Lane,
-    job::{
-        AtRisk, Attempt, AttemptReport, FailureClass, FailureCode, Job, JobEvent, JobId, JobRequest,
-        disposition::Disposition,
-    },
+    job::{AtRisk, Attempt, AttemptReport, FailureClass, Job, JobEvent, JobId, JobRequest, disposition::Disposition},
     process,
     store::{ClaimedJob, StoreError},
 };
@@ -207,8 +204,7 @@ impl WorkQueue {
     /// Ends a job that asks what can't be read, or it would be the first to be claimed for ever.
     async fn fail_unreadable(&self, id: JobId, reason: &str) -> Result<(), QueueError> {
         error!(job.id = %id, reason, "failed to read a stored request: its job fails");
-        let message = format!("no call was made: the stored request can't be read ({reason}); submit it again");
-        let report = Arc::new(failure_report(FailureCode::Internal, message));
+        let report = Arc::new(unreadable(reason));
         self.0.try_transition(id, JobEvent::FindUnreadable { report }).await.map(drop)
     }
 
