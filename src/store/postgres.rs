@@ -206,7 +206,7 @@ impl PostgresStore {
         Arc::clone(&self.nodes) as _
     }
 
-    /// Lets the other nodes give calls to this one, as long as it is fit for them.
+    /// Lets the dispatcher give calls to this node, as long as it is fit for them.
     pub fn accept_calls(&self, is_fit: bool) {
         let wanted = if is_fit { Phase::Ready } else { Phase::Starting };
         let change = |phase: &mut Phase| *phase != Phase::Leaving && std::mem::replace(phase, wanted) != wanted;

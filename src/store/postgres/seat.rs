@@ -10,7 +10,7 @@
 //! paid.
 //!
 //! A holder that stops leaves the seat first. Its writer then compares the epoch no more, so that the end of its calls can be
-//! written while another node has the seat.
+//! written while another node has the seat. It refuses claims instead.
 
 use std::{sync::Arc, time::Duration};
 

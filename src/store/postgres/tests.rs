@@ -316,15 +316,19 @@ async fn nodes_see_each_other_and_give_no_calls_to_one_that_starts_or_has_ended(
     let url = postgres.create("jobs");
     let first = open_as(&url, "a:1").await.unwrap();
     let own = *first.nodes().own().borrow();
-    assert_eq!(first.nodes().ready(), [own]);
+    assert!(first.nodes().ready().is_empty(), "it starts");
     let second = open_as(&url, "b:1").await.unwrap();
     let other = *second.nodes().own().borrow();
+    first.accept_calls(true);
+    until(|| second.nodes().ready() == [own]).await;
+    assert_eq!(first.nodes().ready(), [own], "the second one starts");
+    second.accept_calls(true);
+    until(|| first.nodes().ready() == [own, other] && second.nodes().ready() == [other, own]).await;
+    first.accept_calls(false);
+    assert_eq!(first.nodes().ready(), [other], "the rule for others holds for the node itself");
     until(|| second.nodes().ready() == [other]).await;
     first.accept_calls(true);
     until(|| second.nodes().ready() == [other, own]).await;
-    assert_eq!(first.nodes().ready(), [own], "the second one starts");
-    second.accept_calls(true);
-    until(|| first.nodes().ready() == [own, other]).await;
     second.drain().await;
     until(|| first.nodes().ready() == [own]).await;
     assert_eq!(second.nodes().ready(), [own]);
@@ -372,6 +376,7 @@ async fn a_node_without_beats_loses_its_row_and_takes_a_new_incarnation() {
     let lease = Duration::from_secs(3);
     let member = |name| Member { name: Some(name), lease, ..Member::COMMAND };
     let (first, second) = (open_member(&url, &member("a:1")).await.unwrap(), open(&url).await.unwrap());
+    second.accept_calls(true);
     assert!(first.seat().is_free().await);
     let dead = Owner::new("dead", 7);
     let row = "insert into ceoagent.node values ('dead', 'p', 7, '1.0.0', '[1,1]', true)";
@@ -398,6 +403,7 @@ async fn a_node_gives_up_its_calls_before_its_lease_is_over_and_has_a_new_one_af
     let url = postgres.create("jobs");
     let member = Member { name: Some("a:1"), lease: Duration::from_secs(3), ..Member::COMMAND };
     let store = open_member(&url, &member).await.unwrap();
+    store.accept_calls(true);
     let (nodes, mut own) = (store.nodes(), store.nodes().own());
     let former = *own.borrow_and_update();
     postgres.stop_immediately();
@@ -412,7 +418,7 @@ async fn a_node_gives_up_its_calls_before_its_lease_is_over_and_has_a_new_one_af
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_drains_leaves_the_seat_at_once_and_ends_its_jobs_in_peace() {
+async fn a_node_that_drains_leaves_the_seat_at_once_claims_nothing_more_and_ends_its_jobs_in_peace() {
     let postgres = Postgres::start();
     let url = postgres.create("jobs");
     let first = open_as(&url, "a:1").await.unwrap();
@@ -424,6 +430,14 @@ async fn a_node_that_drains_leaves_the_seat_at_once_and_ends_its_jobs_in_peace()
     first.drain().await;
     timeout(PATIENCE, second.seat().taken()).await.unwrap();
     second.insert(job(1), request(1)).await.unwrap();
+    let claimed = job(2).apply(&JobEvent::Claim { owner: Owner::ANY, asks: None }, at(100)).unwrap();
+    let late = [
+        first.claim(job(1).id, Owner::ANY, None, at(100)).await.map(drop),
+        first.insert(claimed, request(2)).await.map(drop),
+    ];
+    assert!(late.iter().all(|late| matches!(late, Err(StoreError::Unavailable { .. }))), "{late:?}");
+    assert_eq!(second.find(job(2).id).await, Ok(None));
+    contract::claim(&second, 1, 100).await;
     first.transition(job(0).id, success(1, 10), at(101)).await.unwrap();
     assert!(!first.lost().is_cancelled());
     first.close().await;

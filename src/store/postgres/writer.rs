@@ -297,6 +297,7 @@ impl Writer {
         if feed::is_full(&news) {
             return Err(OpenError::Behind);
         }
+        batch.is_leaving = self.shared.leaving.is_cancelled();
         batch.skipped = self.shared.clock.skipped(IdempotencyKey::WINDOW);
         batch.next_seq = self.shared.state.read().counts.next_seq.max(1);
         Ok(batch)
