@@ -21,6 +21,7 @@ use super::{
     nodes::{NAME_LOCK, name_number},
     schema::Schema,
     seat::SILENCE,
+    session::WRITE_LOCK,
 };
 use crate::{
     clock::Clock,
@@ -70,7 +71,10 @@ async fn it_keeps_the_contract() {
     let count = AtomicU32::new(0);
     contract::holds_for(async || {
         let name = format!("contract_{}", count.fetch_add(1, Ordering::Relaxed));
-        open(&postgres.create(&name)).await.unwrap()
+        let store = open(&postgres.create(&name)).await.unwrap();
+        // It announces once that any setting may have changed, when it begins to listen.
+        store.seat().is_free().await;
+        store
     })
     .await;
 }
@@ -247,17 +251,10 @@ async fn a_node_that_misses_a_part_of_the_feed_reads_all_jobs_again() {
     first.insert(job(0), request(0)).await.unwrap();
     // As if the rows between had been deleted as old.
     postgres.sql("jobs", "update ceoagent.feed set n = n + 10; notify ceoagent, '11'");
-    first.insert(job(1), request(1)).await.unwrap_err();
-    let goes_on = async {
-        let mut n = 2;
-        while first.insert(job(n), request(n)).await.is_err() {
-            n += 1;
-        }
-        while heard.pending() != [job(0), job(n)] {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, goes_on).await.unwrap();
+    first.insert(job(1), request(1)).await.unwrap();
+    let starting = open(&url).await.unwrap();
+    starting.insert(job(2), request(2)).await.unwrap();
+    until(|| heard.pending() == [job(0), job(1), job(2)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -294,20 +291,49 @@ async fn hints_and_changed_settings_reach_every_node() {
     let postgres = Postgres::start();
     let url = postgres.create("jobs");
     let (one, other) = (open(&url).await.unwrap(), open(&url).await.unwrap());
+    other.seat().is_free().await;
     let mut watch = other.watch();
     for mut hints in [one.hints(), other.hints()] {
         one.send_hint("a client waits").await.unwrap();
         assert_eq!(timeout(PATIENCE, hints.recv()).await.unwrap().unwrap(), "a client waits");
     }
     one.put("key/a".to_owned(), "{}".to_owned()).await.unwrap();
-    while timeout(PATIENCE, watch.recv()).await.unwrap().unwrap() != "key/a" {}
+    assert_eq!(timeout(PATIENCE, watch.recv()).await.unwrap().unwrap(), "key/a");
     assert_eq!(other.prefix("key/").await.unwrap(), [("key/a".to_owned(), "{}".to_owned())]);
+    one.delete("key/a".to_owned()).await.unwrap();
+    assert_eq!(timeout(PATIENCE, watch.recv()).await.unwrap().unwrap(), "key/a");
     let are_live = async {
         while ![&one, &other].into_iter().all(|store| store.is_watch_live(Duration::from_secs(1))) {
             tokio::task::yield_now().await;
         }
     };
     timeout(PATIENCE, are_live).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_hears_of_a_changed_setting_while_its_writer_waits_for_its_turn() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let store = Arc::new(open(&url).await.unwrap());
+    assert!(store.seat().is_free().await);
+    let mut watch = store.watch();
+    let database = Database::open(&SecretString::from(url.as_str()), &[]).await.unwrap();
+    let (other, third) = (database.connect().await.unwrap(), database.connect().await.unwrap());
+    let begin = "set idle_in_transaction_session_timeout to 0; begin";
+    other.client.batch_execute(&format!("{begin}; select pg_advisory_xact_lock({WRITE_LOCK})")).await.unwrap();
+    let inserting = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { store.insert(job(0), request(0)).await }
+    });
+    let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
+    until(|| postgres.sql("jobs", waiting) == "1").await;
+    // As the transaction before the one that has the turn.
+    let (names, values) = (vec![&b"key/a"[..]], vec![&b"{}"[..]]);
+    third.client.execute(include_str!("save_settings.sql"), &[&names, &values, &database.node]).await.unwrap();
+    assert_eq!(timeout(PATIENCE, watch.recv()).await.unwrap().unwrap(), "key/a");
+    assert!(!inserting.is_finished());
+    other.client.batch_execute("commit").await.unwrap();
+    inserting.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
