@@ -44,21 +44,24 @@ use self::{
     claude::{AT_RISK, Claude},
     clients::Client,
     database::Database,
-    faults::Faults,
+    faults::{Faults, Kinds},
     journal::{GREEDY, Journal},
     machine::{Machine, Settings, World},
 };
 use crate::{
     clock::Timestamp,
-    job::{Job, JobId, JobRecord, JobState},
+    job::{AttemptOutcome, Job, JobId, JobRecord, JobState},
     ledger,
     limits::budget::Need,
     metrics::Metrics,
     process,
-    store::{JobStore, Ledger},
+    store::{JobStore, LEASE, Ledger},
 };
 
 const SEEDS: u64 = 200;
+
+/// With faults that cost no attempt.
+const MILD_SEEDS: u64 = 40;
 const NODES: usize = 3;
 const CLIENTS: usize = 4;
 
@@ -85,14 +88,15 @@ struct Outcome {
 struct Simulation {
     world: Arc<World>,
     machines: Vec<Arc<Machine>>,
+    kinds: Kinds,
 }
 
-fn run(seed: u64) -> Outcome {
+fn run(seed: u64, kinds: Kinds) -> Outcome {
     process::seed(seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let mut random = StdRng::seed_from_u64(seed);
-        let simulation = Simulation::start(&mut random).await;
+        let simulation = Simulation::start(&mut random, kinds).await;
         simulation.live(&mut random).await;
         let journal = &simulation.world.database.journal;
         Outcome { violations: journal.violations(), trace: journal.trace(), figures: journal.figures() }
@@ -100,13 +104,15 @@ fn run(seed: u64) -> Outcome {
 }
 
 impl Simulation {
-    async fn start(random: &mut StdRng) -> Simulation {
+    async fn start(random: &mut StdRng, kinds: Kinds) -> Simulation {
         let mut stream = || StdRng::seed_from_u64(random.random());
         let database = Database::open(Arc::new(Journal::new()), stream()).await;
         let state = Mutex::new(claude::State {
             random: stream(),
             is_healed: false,
             calls: Vec::new(),
+            under_way: 0,
+            most_at_once: 0,
             day: 0,
             billed: BTreeMap::new(),
         });
@@ -116,7 +122,7 @@ impl Simulation {
             calls_at_once: random.random_range(2..9),
             daily_tokens: random.random_bool(0.3).then(|| random.random_range(500..4_000)),
             cache_for: Duration::from_secs(random.random_range(0..2) * 10),
-            lease: Duration::from_secs(random.random_range(3..30)),
+            lease: if kinds == Kinds::All { Duration::from_secs(random.random_range(3..30)) } else { LEASE },
         };
         let claude = Arc::new(Claude { database: Arc::clone(&database), per_minute, state });
         let metrics = Metrics::new();
@@ -128,7 +134,7 @@ impl Simulation {
         for machine in &machines {
             tokio::spawn(Arc::clone(machine).supervise(Arc::clone(&world)));
         }
-        Simulation { world, machines }
+        Simulation { world, machines, kinds }
     }
 
     async fn live(&self, random: &mut StdRng) {
@@ -148,8 +154,8 @@ impl Simulation {
             tasks.spawn(client(format!("client {place}")).run());
         }
         let random = StdRng::seed_from_u64(random.random());
-        let faults = Faults { world: Arc::clone(&self.world), machines: self.machines.clone(), random, until };
-        faults.run().await;
+        let (world, machines) = (Arc::clone(&self.world), self.machines.clone());
+        Faults { kinds: self.kinds, world, machines, random, until }.run().await;
         tasks.join_all().await;
         self.wait_for_ends().await;
         self.check().await;
@@ -195,6 +201,9 @@ impl Simulation {
         if let Some(limit) = self.world.settings.daily_tokens {
             self.check_budget(limit).await;
         }
+        if self.kinds != Kinds::All {
+            self.check_attempts();
+        }
         if self.world.metrics.panics.get() > 0 {
             database.journal.violated("a task panicked".to_owned());
         }
@@ -202,6 +211,20 @@ impl Simulation {
 }
 
 impl Simulation {
+    /// Where no process died and no node was cut off.
+    fn check_attempts(&self) {
+        let (journal, allowed) = (&self.world.database.journal, self.world.settings.calls_at_once);
+        let at_once = self.world.claude.state.lock().most_at_once;
+        if at_once > allowed {
+            journal.violated(format!("{at_once} calls at once, where {allowed} are allowed"));
+        }
+        for record in journal.acknowledged_jobs().into_iter().filter_map(|id| self.stored(id)) {
+            if record.attempts.iter().any(|attempt| attempt.outcome == AttemptOutcome::OutcomeUnknown) {
+                journal.violated(format!("an attempt was left without an outcome: {record:?}"));
+            }
+        }
+    }
+
     async fn check_budget(&self, limit: u64) {
         let database = &self.world.database;
         for (day, billed) in &self.world.claude.state.lock().billed {
@@ -225,9 +248,9 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Runs the seed. The error says what it broke.
-fn check(seed: u64) -> Result<Outcome, String> {
-    let outcome = std::panic::catch_unwind(|| run(seed));
-    let again = format!("CEOAGENT_TEST_SEED={seed} CEOAGENT_TEST_TRACE=1 cargo test --lib simulation");
+fn check(seed: u64, kinds: Kinds) -> Result<Outcome, String> {
+    let outcome = std::panic::catch_unwind(|| run(seed, kinds));
+    let again = format!("CEOAGENT_TEST_SEED={seed} CEOAGENT_TEST_TRACE=1 cargo test --lib {}", kinds.test());
     let outcome = outcome.map_err(|_| format!("seed {seed} panicked. Again: {again}"))?;
     match &outcome.violations[..] {
         [] => Ok(outcome),
@@ -235,14 +258,13 @@ fn check(seed: u64) -> Result<Outcome, String> {
     }
 }
 
-#[test]
-fn nodes_keep_their_promises_whatever_fails() {
+fn check_all(seeds: u64, kinds: Kinds) {
     if let Some(seed) = number("CEOAGENT_TEST_SEED") {
-        let Outcome { trace, figures, .. } = check(seed).unwrap_or_else(|failure| panic!("{failure}"));
+        let Outcome { trace, figures, .. } = check(seed, kinds).unwrap_or_else(|failure| panic!("{failure}"));
         println!("seed {seed}: {figures:?}, trace {trace:x}");
         return;
     }
-    let (next, seeds) = (AtomicU64::new(0), number("CEOAGENT_TEST_SEEDS").unwrap_or(SEEDS));
+    let (next, seeds) = (AtomicU64::new(0), number("CEOAGENT_TEST_SEEDS").unwrap_or(seeds));
     let (sums, failures) = (Mutex::new((0, 0, 0, 0)), Mutex::new(Vec::new()));
     std::thread::scope(|threads| {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -251,7 +273,7 @@ fn nodes_keep_their_promises_whatever_fails() {
             if seed >= seeds || failures.lock().len() >= MOST_FAILURES {
                 return;
             }
-            let (jobs, calls, terms, turns) = match check(seed) {
+            let (jobs, calls, terms, turns) = match check(seed, kinds) {
                 Ok(outcome) => outcome.figures,
                 Err(failure) => {
                     failures.lock().push(failure);
@@ -268,8 +290,23 @@ fn nodes_keep_their_promises_whatever_fails() {
 }
 
 #[test]
+fn nodes_keep_their_promises_whatever_fails() {
+    check_all(SEEDS, Kinds::All);
+}
+
+#[test]
+fn no_more_calls_are_made_at_once_and_no_outcome_is_unknown_where_the_database_stalls() {
+    check_all(MILD_SEEDS, Kinds::Stalls);
+}
+
+#[test]
+fn no_more_calls_are_made_at_once_and_no_outcome_is_unknown_where_nodes_stop_in_order() {
+    check_all(MILD_SEEDS, Kinds::Stops);
+}
+
+#[test]
 fn a_seed_replays_exactly() {
     for seed in 0..4 {
-        assert_eq!(run(seed).trace, run(seed).trace, "seed {seed}");
+        assert_eq!(run(seed, Kinds::All).trace, run(seed, Kinds::All).trace, "seed {seed}");
     }
 }

@@ -200,6 +200,15 @@ mod tests {
     }
 
     #[test]
+    fn the_time_since_which_no_node_has_been_the_dispatcher_is_shown() {
+        let mut stats = stats(1, &Value::Null);
+        stats["no_dispatcher_since"] = json!("2026-11-24T09:30:00.000Z");
+        let text = describe(&stats, false);
+        let line = text.lines().find(|line| line.starts_with("Blocked")).unwrap();
+        assert!(line.ends_with("no node has handed out calls to Claude since 2026-11-24T09:30:00.000Z"), "{text}");
+    }
+
+    #[test]
     fn a_pause_is_shown_with_its_operator() {
         let stats = json!({"paused": {"by": "admin_token", "at": "2026-11-24T09:30:00.000Z"}});
         assert_eq!(pause(&stats).as_deref(), Some("by admin_token since 2026-11-24T09:30:00.000Z"));

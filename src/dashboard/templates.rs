@@ -209,8 +209,10 @@ mod tests {
 
     #[test]
     fn the_queue_says_that_questions_are_analysed_only_where_they_are() {
-        let told = |is_reached: bool| {
-            let stats = serde_json::json!({"jobs": {"queued": 1}, "limits": {"calls_per_second": 1}});
+        let told = |is_reached: bool, no_dispatcher_since: Option<&str>| {
+            let stats = serde_json::json!({
+                "jobs": {"queued": 1}, "limits": {"calls_per_second": 1}, "no_dispatcher_since": no_dispatcher_since,
+            });
             let usage = serde_json::json!({
                 "spent_today": {"input_tokens": 0, "output_tokens": 0, "cache_creation_input_tokens": 0,
                     "cache_read_input_tokens": 0, "cost_usd": 0},
@@ -219,9 +221,14 @@ mod tests {
             let (stats, usage) = (Serde(stats), Serde(usage));
             Templates::new().fill("queue.html", context! { t => Lang::En.texts(), stats, usage }).unwrap()
         };
-        let [open, held] = [told(false), told(true)];
+        let [open, held] = [told(false, None), told(true, None)];
         assert!(open.contains("accepted and run.") && !open.contains("budget is too small for a call"), "{open}");
         assert!(held.contains("budget is too small for a call") && held.contains("2026-11-24 00:00 UTC"), "{held}");
-        assert!(!held.contains("accepted and run."), "{held}");
+        assert!(!held.contains("accepted and run.") && !held.contains("no node"), "{held}");
+        let idle = told(false, Some("2026-11-24T09:30:00.000Z"));
+        let (_, why) =
+            idle.split_once("Jobs are accepted but not run: no node has handed out calls to Claude since").unwrap();
+        assert!(why.split_once("</p>").unwrap().0.contains("2026-11-24 09:30 UTC"), "{idle}");
+        assert!(!idle.contains("accepted and run."), "{idle}");
     }
 }

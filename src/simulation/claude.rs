@@ -40,6 +40,8 @@ pub(super) struct State {
     /// Every call answers.
     pub(super) is_healed: bool,
     pub(super) calls: Vec<Instant>,
+    pub(super) under_way: usize,
+    pub(super) most_at_once: usize,
     /// Days that have passed, and the most tokens that calls may be billed for on each.
     pub(super) day: u32,
     pub(super) billed: BTreeMap<u32, u64>,
@@ -67,6 +69,24 @@ impl Answer {
             Answer::ConnectionLost { .. } => AT_RISK.input_tokens + AT_RISK.output_tokens,
             Answer::RateLimited { .. } | Answer::Overloaded | Answer::NotSent => 0,
         }
+    }
+}
+
+/// A call that is under way.
+struct UnderWay<'a>(&'a Claude);
+
+impl UnderWay<'_> {
+    fn begin(claude: &Claude) -> UnderWay<'_> {
+        let mut state = claude.state.lock();
+        state.under_way += 1;
+        state.most_at_once = state.most_at_once.max(state.under_way);
+        UnderWay(claude)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().under_way -= 1;
     }
 }
 
@@ -130,6 +150,7 @@ impl Analyst for Caller {
         }
         let request = JobRequest { request_id: Some(plan.call.prompt.clone()), ..JobRequest::default() };
         self.claude.called(self.process, &request, &answer);
+        let _under_way = UnderWay::begin(&self.claude);
         let limits = [Some(u64::from(self.claude.per_minute.get())), None, None];
         match answer {
             Answer::Memo { after, tokens } => {

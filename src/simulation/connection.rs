@@ -11,7 +11,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,7 @@ const TRY_PAUSE: Duration = Duration::from_millis(200);
 const BEAT_PAUSE: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(5);
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Connection {
     /// Of this process, among all.
@@ -48,6 +49,10 @@ pub(super) struct Connection {
     state: Mutex<State>,
     events: mpsc::UnboundedSender<Event>,
     seated: watch::Sender<bool>,
+    /// Cancelled: the node wants the seat no more.
+    leaving: CancellationToken,
+    /// The seat is left, or was never taken.
+    has_left: CancellationToken,
 }
 
 struct State {
@@ -133,6 +138,8 @@ impl Connection {
             state: Mutex::new(state),
             events,
             seated: watch::Sender::new(false),
+            leaving: CancellationToken::new(),
+            has_left: CancellationToken::new(),
         });
         let peer: Arc<dyn Peer> = Arc::clone(&connection) as _;
         database.connected(Arc::downgrade(&peer));
@@ -197,15 +204,16 @@ impl Connection {
         self: &Arc<Self>,
         change: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (link, epoch) = {
+        let link = {
             let state = self.state.lock();
             if state.is_down || self.lost.is_cancelled() {
                 return Err(unavailable("no connection"));
             }
-            (state.link, state.epoch)
+            state.link
         };
-        let lost = self.lost.clone();
+        let (this, lost) = (Arc::clone(self), self.lost.clone());
         self.send(link, change, move |seat| {
+            let epoch = this.state.lock().epoch;
             if epoch.is_none_or(|epoch| epoch == seat.epoch) {
                 return Ok(());
             }
@@ -327,7 +335,12 @@ impl Connection {
     /// Writes the beats of the node, and reads those of the others.
     pub(super) async fn run_beats(self: Arc<Self>) {
         let (nodes, database) = (&self.nodes, &self.database);
-        nodes.phase.send_replace(Phase::Ready);
+        nodes.phase.send_if_modified(|phase| {
+            let is_starting = *phase == Phase::Starting;
+            *phase = if is_starting { Phase::Ready } else { *phase };
+            is_starting
+        });
+        let mut phase = nodes.phase.subscribe();
         loop {
             let (number, is_registered) = nodes.incarnation();
             sleep(database.latency()).await;
@@ -336,11 +349,11 @@ impl Connection {
                     nodes.registers(number);
                     self.register(number);
                 }
-                let sent_at = Instant::now();
-                let rows = self.beat(number);
+                let (sent_at, phase) = (Instant::now(), *nodes.phase.borrow());
+                let rows = self.beat(number, phase);
                 sleep(database.latency()).await;
                 if self.is_reachable()
-                    && !nodes.answered(number, rows, sent_at, Phase::Ready)
+                    && !nodes.answered(number, rows, sent_at, phase)
                     && nodes.incarnation().0 == number
                 {
                     nodes.lapse("another node has taken it for lost");
@@ -352,7 +365,8 @@ impl Connection {
                     database.nodes.lock().retain(|row| !is_lost(row));
                 }
             }
-            sleep(BEAT_PAUSE).await;
+            // Until the phase changes, or for this long.
+            let _ = timeout(BEAT_PAUSE, phase.changed()).await;
         }
     }
 
@@ -363,17 +377,19 @@ impl Connection {
             name: self.name.clone(),
             incarnation: number,
             beat: 0,
-            is_ready: true,
+            is_ready: false,
             is_connected: true,
             version: String::new(),
             formats: Formats::OF_THIS_PROGRAM,
         });
     }
 
-    fn beat(&self, number: u32) -> Vec<(Row, bool)> {
+    fn beat(&self, number: u32, phase: Phase) -> Vec<(Row, bool)> {
         let mut rows = self.database.nodes.lock();
         let is_own = |row: &Row| row.name == self.name && row.incarnation == number;
-        rows.iter_mut().filter(|row| is_own(row)).for_each(|row| row.beat += 1);
+        for row in rows.iter_mut().filter(|row| is_own(row)) {
+            (row.beat, row.is_ready) = (row.beat + 1, phase == Phase::Ready);
+        }
         rows.iter().map(|row| (row.clone(), is_own(row))).collect()
     }
 
@@ -400,10 +416,27 @@ impl Connection {
         *self.seated.borrow()
     }
 
-    /// Asks for the seat, and holds it.
+    /// Has the others give no more calls to this node, and lets one of them take the seat.
+    pub(super) async fn drain(&self) {
+        self.leaving.cancel();
+        tokio::join!(self.nodes.drain(), async { _ = timeout(DRAIN_TIMEOUT, self.has_left.cancelled()).await });
+    }
+
+    /// Asks for the seat, and holds it, until this node leaves.
     pub(super) async fn run_seat(self: Arc<Self>) {
-        loop {
-            self.get_lock().await;
+        self.hold_seats().await;
+        if self.leaving.is_cancelled() {
+            // Before others can take it: what this node writes from now on need not have the seat.
+            self.state.lock().epoch = None;
+            self.seated.send_replace(false);
+            sleep(self.database.latency()).await;
+            self.release_lock();
+            self.has_left.cancel();
+        }
+    }
+
+    async fn hold_seats(self: &Arc<Self>) {
+        while self.get_lock().await {
             let link = self.state.lock().link;
             let taken = Arc::new(Mutex::new(0));
             let (number, epoch) = (self.number, Arc::clone(&taken));
@@ -429,10 +462,13 @@ impl Connection {
         seat.lock.take_if(|holder| holder.number() == self.number);
     }
 
-    async fn get_lock(self: &Arc<Self>) {
+    /// False if this node leaves.
+    async fn get_lock(self: &Arc<Self>) -> bool {
         let (mut beats, mut seen_at) = (0, Instant::now());
         loop {
-            sleep(TRY_PAUSE).await;
+            if self.leaving.run_until_cancelled(sleep(TRY_PAUSE)).await.is_none() {
+                return false;
+            }
             let asked_at = Instant::now();
             sleep(self.database.latency()).await;
             if !self.is_reachable() {
@@ -442,7 +478,7 @@ impl Connection {
             let mut seat = self.database.seat.lock();
             if seat.lock.as_ref().is_none_or(|holder| holder.is_gone()) {
                 seat.lock = Some(Arc::clone(self) as _);
-                return;
+                return true;
             }
             if seat.beats > beats {
                 (beats, seen_at) = (seat.beats, Instant::now());
@@ -456,8 +492,7 @@ impl Connection {
     }
 
     async fn hold_seat(self: &Arc<Self>) {
-        loop {
-            sleep(BEAT_PAUSE).await;
+        while self.leaving.run_until_cancelled(sleep(BEAT_PAUSE)).await.is_some() {
             let sent_at = Instant::now();
             sleep(self.database.latency()).await;
             if !self.is_reachable() {

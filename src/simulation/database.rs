@@ -76,6 +76,8 @@ pub(super) struct Weather {
     pub(super) loss: f64,
     /// Round trips take so many times longer.
     pub(super) slowness: u32,
+    /// Nothing is answered before.
+    pub(super) stalls_until: Option<Instant>,
 }
 
 /// All commits in their order.
@@ -181,10 +183,11 @@ impl Database {
 
     /// Half a round trip: mostly a few milliseconds, and sometimes much more.
     pub(super) fn latency(&self) -> Duration {
-        let slowness = self.weather.lock().slowness.max(1);
+        let Weather { slowness, stalls_until, .. } = *self.weather.lock();
+        let stall = stalls_until.map_or(Duration::ZERO, |until| until.duration_since(Instant::now()));
         let mut random = self.random.lock();
         let most = if random.random_ratio(1, 50) { 300 } else { 4 };
-        Duration::from_micros(random.random_range(100..most * 1_000)) * slowness
+        stall + Duration::from_micros(random.random_range(100..most * 1_000)) * slowness.max(1)
     }
 
     /// Stops and starts again: all connections end, and what was not committed is rolled back.

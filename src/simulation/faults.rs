@@ -1,19 +1,52 @@
 //! What goes wrong, at random moments.
 
 use std::{
+    ops::Range,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use rand::{RngExt, rngs::StdRng};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     database::{Peer, Weather},
     machine::{Machine, World},
 };
 
+/// Shorter than the silence after which a node loses the seat, by the pause between two beats.
+const STALL: Range<u64> = 1_500..3_500;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kinds {
+    All,
+    /// The database answers nothing for a while.
+    Stalls,
+    /// A node stops in order.
+    Stops,
+}
+
+impl Kinds {
+    /// The name of the test, or a part of it.
+    pub(super) fn test(self) -> &'static str {
+        match self {
+            Kinds::All => "whatever_fails",
+            Kinds::Stalls => "where_the_database_stalls",
+            Kinds::Stops => "where_nodes_stop_in_order",
+        }
+    }
+
+    fn range(self) -> Range<u32> {
+        match self {
+            Kinds::All => 0..115,
+            Kinds::Stalls => 100..107,
+            Kinds::Stops => 107..115,
+        }
+    }
+}
+
 pub(super) struct Faults {
+    pub(super) kinds: Kinds,
     pub(super) world: Arc<World>,
     pub(super) machines: Vec<Arc<Machine>>,
     pub(super) random: StdRng,
@@ -39,7 +72,7 @@ impl Faults {
 
     async fn fail(&mut self, machine: Arc<Machine>, lasts: Duration) {
         let database = Arc::clone(&self.world.database);
-        let kind = self.random.random_range(0..100);
+        let kind = self.random.random_range(self.kinds.range());
         database.journal.event(&format!("fault {kind} for {lasts:?}"));
         let run = machine.run.lock().clone();
         match kind {
@@ -73,12 +106,19 @@ impl Faults {
                 }
             }
             82..90 => _ = run.inspect(|run| run.connection.fail()),
-            _ => {
+            90..100 => {
                 let (loss, slowness) = (self.random.random_range(0.0..0.3), self.random.random_range(1..60));
-                *database.weather.lock() = Weather { is_down: false, loss, slowness };
+                *database.weather.lock() = Weather { loss, slowness, ..Weather::default() };
                 sleep(lasts / 2).await;
                 *database.weather.lock() = Weather::default();
             }
+            100..107 => {
+                let until = Instant::now() + Duration::from_millis(self.random.random_range(STALL));
+                *database.weather.lock() = Weather { stalls_until: Some(until), ..Weather::default() };
+                sleep_until(until).await;
+                *database.weather.lock() = Weather::default();
+            }
+            _ => machine.stop.notify_one(),
         }
     }
 

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use rand::{RngExt, rngs::StdRng};
 use tokio::{
     sync::{Notify, oneshot},
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -46,6 +46,13 @@ use crate::{
 /// No client waits longer for an answer to its HTTP request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(35);
 
+/// As `app` has them.
+const CLAIM_GRACE: Duration = Duration::from_secs(3);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Calls that run when a node stops may take so long.
+const GRACE: Duration = Duration::from_secs(60);
+
 /// Questions that begin so are asked by several clients.
 pub(super) const SHARED: &str = "shared";
 
@@ -73,6 +80,8 @@ pub(super) struct Machine {
     pub(super) is_cut: Arc<AtomicBool>,
     pub(super) run: Mutex<Option<Run>>,
     pub(super) kill: Notify,
+    /// Stops the process in order.
+    pub(super) stop: Notify,
 }
 
 /// A process.
@@ -92,6 +101,7 @@ impl Machine {
             is_cut: Arc::default(),
             run: Mutex::default(),
             kill: Notify::new(),
+            stop: Notify::new(),
         })
     }
 
@@ -143,6 +153,21 @@ impl Machine {
             run.queue = Some(queue.clone());
         }
         let (work, limits) = (queue.work(), limits(&world, clock.clone(), spending));
+        let memo = Arc::new(Memo::new(Registry::new(Arc::clone(&store) as _), limits.clone(), clock));
+        let stop = Stop {
+            closing: closing.clone(),
+            claims: TaskTracker::new(),
+            tracker: TaskTracker::new(),
+            memo: Arc::clone(&memo),
+            connection: Arc::clone(connection),
+        };
+        let (claims, tracker) = (stop.claims.clone(), stop.tracker.clone());
+        let (this, stopped) = (Arc::clone(&self), exit.clone());
+        process.spawn(async move {
+            this.stop.notified().await;
+            stop.run().await;
+            stopped.cancel();
+        });
         let worker = Worker {
             queue: work.clone(),
             limits: limits.clone(),
@@ -154,18 +179,19 @@ impl Machine {
         process.spawn(Arc::clone(connection).run_beats());
         process.spawn(async move { beating.nodes.watch_lease().await });
         process.spawn(Arc::clone(connection).run_letters(limits.clone()));
-        process.spawn(assigned::run(assigning, TaskTracker::new()));
+        process.spawn(assigned::run(assigning, tracker.clone()));
         process.spawn(async move { following.follow_own_node().await });
         process.spawn(Arc::clone(connection).run_seat());
-        connection.seated().await;
-        let memo = Memo { registry: Registry::new(Arc::clone(&store) as _), limits: limits.clone(), clock };
+        if closing.run_until_cancelled(connection.seated()).await.is_none() {
+            return;
+        }
         if memo.take_over().await.is_err() || recover(&work).await.is_err() {
             return exit.cancel();
         }
         *world.database.dispatcher.lock() = Some(limits);
-        process.spawn(memo.run());
+        process.spawn(async move { memo.run().await });
         process.spawn(sweeper::run(work.clone(), closing.clone()));
-        Dispatcher::start(worker, world.settings.calls_at_once, &TaskTracker::new(), &TaskTracker::new());
+        Dispatcher::start(worker, world.settings.calls_at_once, &tracker, &claims);
         // What was started above lives as long as the process.
         std::future::pending::<()>().await;
     }
@@ -225,27 +251,62 @@ fn limits(world: &World, clock: Clock, spending: Spending) -> Limits {
     Limits::new(caps, world.settings.calls_at_once, budget, Arc::new(|| ModelKey::of(MODEL)))
 }
 
+/// What a stop in order takes, as `app` makes it.
+struct Stop {
+    closing: CancellationToken,
+    claims: TaskTracker,
+    tracker: TaskTracker,
+    memo: Arc<Memo>,
+    connection: Arc<Connection>,
+}
+
+impl Stop {
+    async fn run(self) {
+        self.closing.cancel();
+        self.tracker.close();
+        self.claims.close();
+        let _ = timeout(CLAIM_GRACE, self.claims.wait()).await;
+        self.memo.leave().await;
+        self.connection.drain().await;
+        let _ = timeout(GRACE, self.tracker.wait()).await;
+    }
+}
+
 /// What the dispatcher knows, for the next one.
 struct Memo {
     registry: Registry,
     limits: Limits,
     clock: Clock,
+    is_dispatcher: AtomicBool,
 }
 
 const MEMO: &str = "node/dispatcher/state";
 
 impl Memo {
+    fn new(registry: Registry, limits: Limits, clock: Clock) -> Memo {
+        Memo { registry, limits, clock, is_dispatcher: AtomicBool::new(false) }
+    }
+
     async fn take_over(&self) -> Result<(), Unavailable> {
         if let Some(memo) = self.registry.get::<limits::Memo>(MEMO).await? {
             self.limits.adopt(memo, &Moments::now(&self.clock));
         }
+        self.is_dispatcher.store(true, Ordering::Relaxed);
         self.limits.take_over();
         Ok(())
     }
 
-    async fn run(self) {
+    async fn leave(&self) {
+        if self.is_dispatcher.load(Ordering::Relaxed) {
+            let memo = self.limits.memo(&Moments::now(&self.clock));
+            let _ = timeout(LEAVE_TIMEOUT, self.registry.put(MEMO.to_owned(), &memo)).await;
+            self.is_dispatcher.store(false, Ordering::Relaxed);
+        }
+    }
+
+    async fn run(&self) {
         let (mut moments, mut stored) = (Moments::now(&self.clock), None);
-        loop {
+        while self.is_dispatcher.load(Ordering::Relaxed) {
             moments = moments.renewed(&self.clock);
             let memo = self.limits.memo(&moments);
             if stored.as_ref() != Some(&memo) && self.registry.put(MEMO.to_owned(), &memo).await.is_ok() {

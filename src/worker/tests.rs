@@ -43,12 +43,14 @@ type Act = BoxFuture<'static, (Disposition, AttemptReport)>;
 #[derive(Clone)]
 struct Scripted {
     script: Arc<dyn Fn(&str) -> Act + Send + Sync>,
+    /// The model that it asks.
+    model: &'static str,
 }
 
 impl Analyst for Scripted {
     fn plan(&self, assignment: Assignment<'_>) -> Result<Plan, Box<AttemptReport>> {
         let call = MessageRequest {
-            model: "scripted".to_owned(),
+            model: self.model.to_owned(),
             prompt: assignment.request.query.clone(),
             time_limit: PATIENCE,
             ..MessageRequest::default()
@@ -117,7 +119,7 @@ impl Shop {
         let worker = Worker {
             queue: queue.work(),
             limits: limits.clone(),
-            agent: Scripted { script: Arc::new(script) },
+            agent: Scripted { script: Arc::new(script), model: "scripted" },
             metrics: metrics.clone(),
             closing: closing.clone(),
         };

@@ -126,6 +126,36 @@ async fn a_paused_node_that_wakes_up_after_another_took_its_seat_writes_nothing_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stops_while_it_gets_short_calls_leaves_no_attempt_without_an_outcome() {
+    let (postgres, claude) = (Postgres::start(), simulator().await);
+    let url = postgres.create("jobs");
+    let first = node(&claude.base_url(), &url).start();
+    let (mut load, mut ledger) = (Load::start(&first, 0), Ledger::default());
+    for _ in 0..3 {
+        let stopping = node(&claude.base_url(), &url).start();
+        let has_made_calls = async || {
+            let metrics = stopping.get("/metrics").await.body;
+            !metrics.as_str().unwrap().contains("ceoagent_attempt_duration_seconds_count 0\n")
+        };
+        while !has_made_calls().await {
+            load.accepted(10, &mut ledger).await;
+        }
+        let (status, log) = stopping.terminate();
+        assert!(status.success(), "{log}");
+        load.accepted(10, &mut ledger).await;
+    }
+    load.stop(&mut ledger).await;
+    for id in ledger.accepted.keys() {
+        let job = first.ended(id).await.body;
+        let attempts = job["attempts"].as_array().unwrap();
+        let is_known = |attempt: &serde_json::Value| {
+            ["released", "succeeded"].map(|name| json!(name)).contains(&attempt["outcome"])
+        };
+        assert!(attempts.iter().all(is_known), "{job:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_crash_of_the_database_under_load_loses_no_accepted_job_and_jobs_go_on() {
     let (mut postgres, claude) = (Postgres::start(), simulator().await);
     let service = node(&claude.base_url(), &postgres.create("jobs")).start();

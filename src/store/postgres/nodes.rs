@@ -158,7 +158,7 @@ impl KnownNodes {
     }
 
     /// Has the others give no more calls to this node. Returns once they know it, or the database does not answer.
-    pub(super) async fn drain(&self) {
+    pub(crate) async fn drain(&self) {
         self.phase.send_replace(Phase::Leaving);
         let mut written = self.written.subscribe();
         let is_known = written.wait_for(|phase| *phase == Phase::Leaving);
@@ -198,7 +198,7 @@ impl Nodes for KnownNodes {
     }
 
     fn is_at_work(&self, owner: Owner) -> bool {
-        owner == *self.own.borrow() || self.roster.lock().is_at_work(owner, Instant::now())
+        owner == *self.own.borrow() || self.roster.lock().is_at_work(owner)
     }
 
     fn may_run(&self, owner: Owner) -> bool {

@@ -100,11 +100,13 @@ impl Roster {
         self.nodes.iter().any(|known| known.row.name != name)
     }
 
-    /// Whether a node most likely makes the calls that it has. It may be one that stops.
-    pub(super) fn is_at_work(&self, owner: Owner, now: Instant) -> bool {
-        // An outage begins all leases anew.
-        let is_heard = |known: &Known| known.row.is_connected && now - known.lease_since <= RECENT;
-        !self.is_recent(now) || self.nodes.iter().any(|known| known.row.owner() == owner && is_heard(known))
+    /// Whether a node most likely makes the calls that it has. It may be one that stops. While the database stalls, beats are
+    /// late and show nothing: only a read that was sent [`RECENT`] after the newest beat shows that a node is silent.
+    pub(super) fn is_at_work(&self, owner: Owner) -> bool {
+        let Some(last) = self.last else { return true };
+        let is_heard =
+            |known: &Known| known.row.is_connected && last.sent_at.duration_since(known.lease_since) <= RECENT;
+        self.nodes.iter().any(|known| known.row.owner() == owner && is_heard(known))
     }
 
     /// The nodes that want calls, have a connection, and have written a beat recently.
@@ -218,6 +220,30 @@ mod tests {
         assert_eq!(test.lost(89), [""; 0]);
         test.read(90, &[node("a", 1, 7)]);
         assert_eq!(test.lost(90), ["a"]);
+    }
+
+    #[test]
+    fn a_stall_of_the_database_makes_no_node_silent_and_beats_that_stay_away_do() {
+        for stall in [1_500, 2_500, 4_000, 20_000] {
+            let mut test = Test::new();
+            let start = test.start;
+            let at = |millis: u64| start + Duration::from_millis(millis);
+            let owner = node("a", 1, 0).owner();
+            (0..=4).for_each(|seconds| test.read(seconds, &[node("a", 1, i64::try_from(seconds).unwrap())]));
+            // The node's next beat comes just after this read, and the one after it stalls together with the next read.
+            test.read(5, &[node("a", 1, 4)]);
+            let answered = 6_000 + stall;
+            test.roster.update(vec![node("a", 1, 5)], at(6_000), at(answered));
+            assert!(test.roster.is_at_work(owner), "after {stall} ms");
+            let next = answered + 1_000;
+            test.roster.update(vec![node("a", 1, 6)], at(next), at(next));
+            for after in 0..=3 {
+                assert!(test.roster.is_at_work(owner), "{after} s after its newest beat");
+                let read = at(next + 1_000 * (after + 1));
+                test.roster.update(vec![node("a", 1, 6)], read, read);
+            }
+            assert!(!test.roster.is_at_work(owner));
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokio_postgres::{Client, Transaction, error::SqlState};
 use super::error::OpenError;
 
 /// The advisory lock under which the schema changes.
-const LOCK: i64 = i64::from_be_bytes(*b"ceoagen2");
+pub(super) const LOCK: i64 = i64::from_be_bytes(*b"ceoagen2");
 
 /// Longest wait of a migration for a lock. Meanwhile statements of nodes may wait behind it.
 const MIGRATION: &str = "set local lock_timeout to '2s'";

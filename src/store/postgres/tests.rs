@@ -19,7 +19,7 @@ use super::{
     Formats, Member, OpenError, PostgresStore,
     connection::Database,
     nodes::{NAME_LOCK, name_number},
-    schema::Schema,
+    schema::{LOCK, Schema},
     seat::SILENCE,
     session::WRITE_LOCK,
 };
@@ -551,10 +551,13 @@ async fn a_migration_makes_or_upgrades_the_schema_and_waits_for_nobody() {
     assert_eq!(migrate(&steps[..1]).await.unwrap().to_string(), "nothing to do: the schema has version 1");
     let database = Database::open(&url, &[]).await.unwrap();
     let busy = database.connect().await.unwrap();
-    busy.client.batch_execute("set idle_in_transaction_session_timeout to 0; begin; select from job").await.unwrap();
-    let refused = migrate(&steps).await.unwrap_err();
-    assert!(matches!(refused, OpenError::SchemaInUse), "{refused}");
-    busy.client.batch_execute("commit").await.unwrap();
+    for lock in ["select from job".to_owned(), format!("select pg_advisory_xact_lock({LOCK})")] {
+        let begin = format!("set idle_in_transaction_session_timeout to 0; begin; {lock}");
+        busy.client.batch_execute(&begin).await.unwrap();
+        let refused = timeout(Duration::from_secs(60), migrate(&steps)).await.expect("it waits for 2 s").unwrap_err();
+        assert!(matches!(refused, OpenError::SchemaInUse), "{refused}");
+        busy.client.batch_execute("commit").await.unwrap();
+    }
     assert_eq!(migrate(&steps).await.unwrap().to_string(), "upgraded the schema from version 1 to 2");
     assert_eq!(migrate(&steps[..1]).await.unwrap().to_string(), "nothing to do: the schema has version 2");
     Database::open(&url, &[]).await.expect("the old program can go on");

@@ -1,12 +1,21 @@
 //! Several nodes: one hands out the calls, and others make a part of them.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
 use crate::{
+    agent::plan::{AgentConfig, Planner},
+    claude::{Claude, ClientConfig, price::Prices},
+    config::Effort,
     dispatch::assigned,
+    prompts::Prompts,
+    queue::Lanes,
+    registry::Registry,
     store::{
         fault::Outage,
         nodes::{Live, OneOfMany},
@@ -24,13 +33,24 @@ struct Pair {
     _together: AbortOnDropHandle<()>,
 }
 
-async fn pair() -> Pair {
-    let (sender, told) = mpsc::unbounded_channel();
-    let (store, live) = (Arc::new(FaultStore::over(MemoryStore::default())), Live::default());
-    let open = async |name: &'static str| {
-        let node = Arc::new(OneOfMany::new(Owner::new(name, 1), &live));
+/// The nodes of one store, before they work.
+struct Nodes {
+    store: Arc<FaultStore<MemoryStore>>,
+    live: Live,
+    sender: mpsc::UnboundedSender<(&'static str, &'static str)>,
+}
+
+impl Nodes {
+    fn new() -> (Nodes, mpsc::UnboundedReceiver<(&'static str, &'static str)>) {
+        let (sender, told) = mpsc::unbounded_channel();
+        let store = Arc::new(FaultStore::over(MemoryStore::default()));
+        (Nodes { store, live: Live::default(), sender }, told)
+    }
+
+    async fn open(&self, name: &'static str) -> (Shop, Arc<OneOfMany>) {
+        let node = Arc::new(OneOfMany::new(Owner::new(name, 1), &self.live));
         let policy = Policy { nodes: Arc::clone(&node) as _, workers: 2, lease: LEASE, ..Policy::plain() };
-        let sender = sender.clone();
+        let sender = self.sender.clone();
         let script = move |query: &str| {
             let _ = sender.send((name, "started"));
             match query {
@@ -38,15 +58,24 @@ async fn pair() -> Pair {
                 _ => async { success() }.boxed(),
             }
         };
-        (Shop::over(Arc::clone(&store), policy, script, Arc::new(|| ModelKey::of("scripted"))).await, node)
-    };
-    let ((first, _), (second, second_node)) = (open("first").await, open("second").await);
-    let (worker, tracker, following) = (second.worker.clone(), second.tracker.clone(), second.queue.work());
-    let together = AbortOnDropHandle::new(tokio::spawn(async move {
+        (Shop::over(Arc::clone(&self.store), policy, script, Arc::new(|| ModelKey::of("scripted"))).await, node)
+    }
+}
+
+/// Has a node make the calls that it is given.
+fn make_calls(shop: &Shop) -> AbortOnDropHandle<()> {
+    let (worker, tracker, following) = (shop.worker.clone(), shop.tracker.clone(), shop.queue.work());
+    AbortOnDropHandle::new(tokio::spawn(async move {
         tokio::join!(assigned::run(worker, tracker), following.follow_own_node());
-    }));
+    }))
+}
+
+async fn pair() -> Pair {
+    let (nodes, told) = Nodes::new();
+    let ((first, _), (second, second_node)) = (nodes.open("first").await, nodes.open("second").await);
+    let together = make_calls(&second);
     Dispatcher::start(first.worker.clone(), 2, &first.tracker, &TaskTracker::new());
-    Pair { first, second, second_node, live, told, _together: together }
+    Pair { first, second, second_node, live: nodes.live, told, _together: together }
 }
 
 #[tokio::test]
@@ -135,6 +164,127 @@ async fn a_probe_that_its_node_refused_or_that_was_not_claimed_delays_no_other()
         pair.first.close().await;
         pair.second.close().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_count_through_a_stall_of_the_store_and_no_longer_once_their_node_is_silent() {
+    let mut pair = pair().await;
+    let jobs = [pair.first.ask("endless").await, pair.first.ask("endless").await];
+    for _ in 0..2 {
+        pair.told.recv().await.unwrap();
+    }
+    pair.first.store.break_down(Outage::Hangs);
+    // In virtual time.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    pair.first.store.repair();
+    let waiting = pair.first.ask("waits for room").await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(pair.told.try_recv().is_err(), "two calls at once");
+
+    pair.live.lock().retain(|node| *node != Owner::new("second", 1));
+    assert_eq!(pair.first.ended(waiting).await.job.state, JobState::Succeeded);
+    assert_eq!(pair.told.recv().await, Some(("first", "started")));
+    for job in jobs {
+        pair.second.queue.cancel(job).await.unwrap();
+    }
+    pair.first.close().await;
+    pair.second.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_the_model_releases_a_claim_and_those_that_have_it_make_the_calls() {
+    let (nodes, mut told) = Nodes::new();
+    let ((first, _), (mut second, _), (third, _)) =
+        (nodes.open("first").await, nodes.open("second").await, nodes.open("third").await);
+    second.worker.agent.model = "another";
+    let _together = [make_calls(&second), make_calls(&third)];
+    Dispatcher::start(first.worker.clone(), 2, &first.tracker, &TaskTracker::new());
+    let busy = first.ask("endless").await;
+    assert_eq!(told.recv().await, Some(("first", "started")));
+
+    use AttemptOutcome::{Released, Succeeded};
+    let tried = [Released, Succeeded];
+    for expected in [&tried[..], &tried[1..], &tried[1..]] {
+        let done = first.ended(first.ask("for any node with the model").await).await;
+        let outcomes: Vec<_> = done.attempts.iter().map(|attempt| attempt.outcome).collect();
+        assert_eq!(outcomes, expected);
+        assert_eq!(told.recv().await, Some(("third", "started")));
+        if let [released, _] = &done.attempts[..] {
+            let message = &released.report.error.as_ref().unwrap().message;
+            assert!(message.contains("does not have the model"), "{message}");
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let later = first.ended(first.ask("after a while").await).await;
+    assert_eq!(later.attempts.len(), 2, "its settings may have changed: {later:?}");
+    first.queue.cancel(busy).await.unwrap();
+    for shop in [first, second, third] {
+        shop.close().await;
+    }
+}
+
+/// A folder of prompts with these versions.
+fn prompts_of(versions: &[&str]) -> tempfile::TempDir {
+    let (folder, ours) = (tempfile::tempdir().unwrap(), Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts/v1"));
+    for version in versions {
+        let to = folder.path().join(version);
+        std::fs::create_dir(&to).unwrap();
+        for file in std::fs::read_dir(&ours).unwrap().map(Result::unwrap) {
+            std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    }
+    folder
+}
+
+#[tokio::test]
+async fn a_version_of_prompts_that_another_node_has_just_loaded_is_known_before_its_job_fails() {
+    let shop = Shop::over(
+        Arc::new(FaultStore::over(MemoryStore::default())),
+        Policy::plain(),
+        |_| async { success() }.boxed(),
+        Arc::new(|| ModelKey::of("scripted")),
+    );
+    let shop = shop.await;
+    let registry = Registry::new(Arc::clone(&shop.store) as _);
+    let (old, new) = (prompts_of(&["v1"]), prompts_of(&["v1", "v2"]));
+    let [own, elsewhere] = [&old, &new].map(|folder| Prompts::load(folder.path()).unwrap());
+    own.share(registry.clone()).await.unwrap();
+    elsewhere.share(registry).await.unwrap();
+    elsewhere.reload().await.unwrap();
+    own.check("v2").expect_err("this node has not heard of it");
+
+    let claude = Claude::new(ClientConfig {
+        base_url: "http://127.0.0.1:9".to_owned(),
+        api_key: None,
+        auth_token: None,
+        custom_headers: None,
+        connect_timeout: PATIENCE,
+        idle_timeout: PATIENCE,
+    });
+    let config = AgentConfig {
+        model: "scripted".to_owned(),
+        allowed_models: Vec::new(),
+        max_tokens: 1_000,
+        effort: Effort::High,
+        interactive_timeout: PATIENCE,
+        request_timeout: None,
+    };
+    let planner = Planner::new(own, config, Vec::new(), Prices::new([]));
+    let Worker { queue, limits, metrics, closing, .. } = shop.worker.clone();
+    let worker = Worker { agent: Agent { claude: claude.unwrap(), planner }, queue, limits, metrics, closing };
+    let claim = async |version: &str| {
+        let request = JobRequest { prompt_version: Some(version.to_owned()), ..JobRequest::default() };
+        shop.queue.enqueue(Submission { request, ..Submission::default() }).await.unwrap();
+        let proposal = worker.queue.propose(&Lanes::All).unwrap();
+        worker.queue.claim(proposal).await.unwrap().unwrap()
+    };
+    let known = claim("v2").await;
+    assert_eq!(worker.plan(&known).await.unwrap().prompt_version, "v2");
+    assert!(shop.queue.find(known.job.id).await.unwrap().is_running());
+    let unknown = claim("v3").await;
+    assert!(worker.plan(&unknown).await.is_none());
+    let code = FailureCode::PromptVersionUnknown;
+    assert_eq!(shop.queue.find(unknown.job.id).await.unwrap().state, JobState::Failed { code });
 }
 
 /// A node that is about to dispatch while another one makes `calls` calls, of at most `workers` at once.
