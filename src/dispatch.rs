@@ -43,7 +43,7 @@ use crate::{
 const CLAIM_RETRY: Duration = Duration::from_millis(500);
 
 /// How often the dispatcher looks whether the node that makes a call is there.
-const LOOK_PAUSE: Duration = Duration::from_secs(1);
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Jobs that are being claimed, called for or settled, for each call at once: the disk is at work on some while Claude is
 /// at work on others. The limits see to the number of calls.
