@@ -446,7 +446,7 @@ fn api(
     }
 }
 
-/// Has the other nodes give calls to this one as long as it can use the prompts of all.
+/// Has the dispatcher give calls to this node as long as it can use the shared prompts.
 async fn offer_calls(database: Arc<PostgresStore>, prompts: Prompts) {
     loop {
         database.accept_calls(prompts.trouble().is_none());

@@ -240,8 +240,14 @@ fn try_run() -> anyhow::Result<ExitCode> {
         name_source(&mut error, &dotenv);
         error.exit()
     });
+    let is_given = |option: &str| source(&matches, option) == Some(ValueSource::CommandLine);
+    // clap itself would also refuse CEOAGENT_URL of the environment.
+    if let Some(place) = ["from", "to"].into_iter().find(|option| is_given(option) && is_given("url")) {
+        let message = format!("the argument '--{place}' cannot be used with '--url'");
+        command().error(ErrorKind::ArgumentConflict, message).exit();
+    }
     anyhow::ensure!(
-        source(&matches, "anthropic_api_key") != Some(ValueSource::CommandLine),
+        !is_given("anthropic_api_key"),
         "--anthropic-api-key would show the key in the process list; set ANTHROPIC_API_KEY in the environment or in .env"
     );
     let is_set = |setting: &str| source(&matches, setting).is_some_and(|source| source != ValueSource::DefaultValue);

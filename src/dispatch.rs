@@ -19,10 +19,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
@@ -45,6 +45,9 @@ const CLAIM_RETRY: Duration = Duration::from_millis(500);
 /// How often the dispatcher looks whether the node that makes a call is there.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
+/// Jobs that a new dispatcher reads at once. Each may be large, and the database has a few connections for reads.
+const READS_AT_ONCE: usize = 32;
+
 /// Jobs that are being claimed, called for or settled, for each call at once: the disk is at work on some while Claude is
 /// at work on others. The limits see to the number of calls.
 const JOBS_PER_CALL: usize = 2;
@@ -59,6 +62,8 @@ struct Inner<A> {
     /// No job is claimed before: the store was unavailable.
     retry_at: Mutex<Instant>,
     prefetch: Prefetch,
+    /// Set once the limits and the budget know of the calls under way.
+    counted: OnceCell<()>,
     /// Follows attempts to their end.
     tracker: TaskTracker,
     /// Follows claims until they are stored.
@@ -91,6 +96,7 @@ impl<A: Analyst> Dispatcher<A> {
             slots,
             retry_at,
             prefetch,
+            counted: OnceCell::new(),
             tracker: tracker.clone(),
             claims: claims.clone(),
         }));
@@ -98,10 +104,6 @@ impl<A: Analyst> Dispatcher<A> {
         tracker.spawn(process::task(async move {
             let _token = token;
             let Worker { closing, metrics, .. } = &dispatcher.0.worker;
-            dispatcher.count_running().await;
-            // Not before: the limits and the budget have to know what runs.
-            let standby: Weak<dyn Standby> = Arc::downgrade(&dispatcher.0) as _;
-            dispatcher.0.worker.queue.set_standby(standby);
             // Without it no job would be claimed any more.
             while let Some(Err(_)) =
                 closing.run_until_cancelled(AssertUnwindSafe(dispatcher.run()).catch_unwind()).await
@@ -115,6 +117,10 @@ impl<A: Analyst> Dispatcher<A> {
 
     async fn run(&self) {
         let Inner { worker: Worker { queue, limits, .. }, slots, tracker, claims, .. } = &*self.0;
+        // First: the limits and the budget have to know what runs.
+        self.0.counted.get_or_init(|| self.count_running()).await;
+        let standby: Weak<dyn Standby> = Arc::downgrade(&self.0) as _;
+        queue.set_standby(standby);
         loop {
             let retry_at = *self.0.retry_at.lock();
             if retry_at > Instant::now() {
@@ -122,6 +128,10 @@ impl<A: Analyst> Dispatcher<A> {
             }
             queue.until_ready().await;
             let Ok(slot) = Arc::clone(slots).acquire_owned().await else { return };
+            if !queue.may_call() {
+                // This node makes the calls for jobs that are claimed ahead.
+                limits.claim_ahead(0);
+            }
             let permit = limits.permit(|| queue.ready_lanes(), queue.ready()).await;
             // None if the job has been cancelled, or was handed over, meanwhile.
             if let Some(proposal) = queue.propose(&Lanes::Only(permit.lanes().to_vec())) {
@@ -134,8 +144,11 @@ impl<A: Analyst> Dispatcher<A> {
     /// The attempts that a former dispatcher permitted, and that nodes still make, count as calls of this one.
     async fn count_running(&self) {
         let Worker { queue, limits, .. } = &self.0.worker;
-        for job in queue.running() {
-            if let Some(at_risk) = queue.at_risk(job.id).await {
+        let reads = stream::iter(queue.running()).map(|job| async move { (queue.at_risk(job.id).await, job) });
+        // None counts before all are read: after a panic all are read again.
+        let running: Vec<_> = reads.buffer_unordered(READS_AT_ONCE).collect().await;
+        for (at_risk, job) in running {
+            if let Some(at_risk) = at_risk {
                 let permit = limits.occupy(job.asks.or(job.model), at_risk);
                 let dispatcher = self.clone();
                 self.0.tracker.spawn(process::task(async move { dispatcher.attend(&job, permit).await }));
@@ -191,7 +204,7 @@ impl<A: Analyst> Dispatcher<A> {
         let claimed = queue.claim_for(node, asks, proposal, &preview.request).await;
         drop(token);
         match claimed {
-            Ok(Some(job)) => self.attend(&job, permit).await,
+            Ok(Some(job)) => return self.attend(&job, permit).await,
             Ok(None) => {}
             Err(error) => {
                 debug!(%error, "failed to claim a job for another node");
@@ -204,10 +217,11 @@ impl<A: Analyst> Dispatcher<A> {
                     }
                 }
                 if let Some(job) = queue.running_attempt(preview.job.id, preview.job.attempt.saturating_add(1)) {
-                    self.attend(&job, permit).await;
+                    return self.attend(&job, permit).await;
                 }
             }
         }
+        permit.return_unused();
     }
 
     /// Waits for the end of an attempt, and counts what it used. If its node is silent, its call no longer takes the place of
@@ -248,6 +262,8 @@ fn settle(permit: Permit, took: Duration, attempt: Option<&Attempt>) {
         // It may have begun under another dispatcher.
         let took = attempt.map_or(took, |attempt| attempt.finished_at.since(attempt.started_at));
         settle_permit(permit, took, attempt.map(|attempt| &*attempt.report));
+    } else {
+        permit.return_unused();
     }
 }
 

@@ -35,7 +35,7 @@ Exit codes: 0 all records exported; 1 error, the archive is not complete; 3 some
 pub(super) struct Export {
     /// Read everything from a data folder or a database that no service uses. DATABASE_URL stands for that setting, so
     /// that no password shows in the process list
-    #[arg(long, value_name = "FOLDER|URL", conflicts_with_all = ["salvage", "url"])]
+    #[arg(long, value_name = "FOLDER|URL", conflicts_with = "salvage")]
     from: Option<String>,
 
     /// Read all readable jobs directly from DATA_DIR, also if `serve` can't open it; changes nothing there

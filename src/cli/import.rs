@@ -39,7 +39,7 @@ Exit codes: 0 all records imported; 1 error, the import is not complete; 3 some 
 pub(super) struct Import {
     /// Restore everything in an empty data folder or database that no service uses. DATABASE_URL stands for that setting,
     /// so that no password shows in the process list
-    #[arg(long, value_name = "FOLDER|URL", conflicts_with = "url")]
+    #[arg(long, value_name = "FOLDER|URL")]
     to: Option<String>,
 
     #[command(flatten)]

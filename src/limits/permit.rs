@@ -115,6 +115,11 @@ impl Permit {
         self.settle_failed(tokens);
     }
 
+    /// The call that was expected was not made. If it was a probe, the next one need not wait.
+    pub fn return_unused(mut self) {
+        self.bytes = None;
+    }
+
     /// Its call has to wait for another to end.
     pub fn is_ahead(&self) -> bool {
         self.signal.is_some()

@@ -34,7 +34,8 @@ pub struct Preview {
 }
 
 impl WorkQueue {
-    /// The node that is to make the next attempt: of those that can, the one with the fewest under way. `None` is this one.
+    /// The node that is to make the next attempt: of those that are ready, the one with the fewest under way. `None` is this
+    /// one. Where no node is ready, this one makes the calls, so that a node that is alone goes on.
     pub fn least_busy_node(&self) -> Option<Owner> {
         let (own, mut ready) = (self.0.owner(), self.0.policy.nodes.ready());
         if ready.iter().all(|node| *node == own) {
@@ -47,6 +48,11 @@ impl WorkQueue {
         let running = self.0.board.running();
         let load = |node: &Owner| running.iter().filter(|job| job.owner == Some(*node)).count();
         ready.into_iter().min_by_key(|node| (load(node), *node != own)).filter(|node| *node != own)
+    }
+
+    /// Whether this node is ready to make calls.
+    pub fn may_call(&self) -> bool {
+        self.0.policy.nodes.ready().contains(&self.0.owner())
     }
 
     /// Gives a node no calls for a while: it released what it was given, because it stops or has other settings.

@@ -156,14 +156,8 @@ impl Operations {
     /// # Errors
     /// [`QueueError::Unavailable`]; then the queue goes on.
     pub async fn pause(&self, by: &str) -> Result<Pause, QueueError> {
-        // Another node may have paused or resumed it a moment ago.
-        self.0.paused.refresh().await?;
-        if let Some(paused) = self.paused() {
-            return Ok(paused);
-        }
         let pause = Pause { by: by.to_owned(), at: self.0.now() };
-        self.0.paused.set(Some(pause.clone())).await?;
-        Ok(pause)
+        Ok(self.0.paused.set(Some(pause.clone())).await?.unwrap_or(pause))
     }
 
     /// Has jobs claimed again.
@@ -171,11 +165,8 @@ impl Operations {
     /// # Errors
     /// [`QueueError::Unavailable`]; then the queue stays paused.
     pub async fn resume(&self) -> Result<(), QueueError> {
-        self.0.paused.refresh().await?;
-        if self.paused().is_none() {
-            return Ok(());
-        }
-        Ok(self.0.paused.set(None).await?)
+        self.0.paused.set(None).await?;
+        Ok(())
     }
 
     /// The settings of the queue that any node may change.

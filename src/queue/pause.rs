@@ -30,15 +30,15 @@ pub struct Pause {
 pub(super) struct Switch {
     registry: Registry,
     state: RwLock<Option<Pause>>,
-    /// Held during a read, so that no older read replaces a newer one.
-    reading: Mutex<()>,
+    /// Held from reading or changing the stored pause until it holds here, so that no older one replaces a newer one.
+    changing: Mutex<()>,
     /// Signalled when jobs can be claimed again.
     ready: Arc<Notify>,
 }
 
 impl Switch {
     pub(super) async fn load(registry: Registry, ready: Arc<Notify>) -> Result<Switch, Unavailable> {
-        let switch = Switch { registry, state: RwLock::default(), reading: Mutex::default(), ready };
+        let switch = Switch { registry, state: RwLock::default(), changing: Mutex::default(), ready };
         switch.reload(SETTING).await?;
         Ok(switch)
     }
@@ -51,22 +51,14 @@ impl Switch {
         self.state.read().is_some()
     }
 
-    /// Reads what is stored.
-    pub(super) async fn refresh(&self) -> Result<(), Unavailable> {
-        self.reload(SETTING).await
-    }
-
-    /// Stores the change, then makes it.
-    pub(super) async fn set(&self, paused: Option<Pause>) -> Result<(), Unavailable> {
-        match &paused {
-            Some(pause) => self.registry.put(SETTING.to_owned(), pause).await?,
-            None => self.registry.delete(SETTING.to_owned()).await?,
-        }
-        // As it is stored: another node may have changed it since.
-        if self.reload(SETTING).await.is_err() {
-            self.apply(paused);
-        }
-        Ok(())
+    /// Stores the change, then makes it. A queue that is paused keeps its pause. Returns the one that holds.
+    pub(super) async fn set(&self, wanted: Option<Pause>) -> Result<Option<Pause>, Unavailable> {
+        let _changing = self.changing.lock().await;
+        let change =
+            |stored: Option<Pause>| Ok::<_, Unavailable>(wanted.clone().map(|wanted| stored.unwrap_or(wanted)));
+        let paused = self.registry.update(SETTING, change).await?;
+        self.apply(paused.clone());
+        Ok(paused)
     }
 
     fn apply(&self, paused: Option<Pause>) {
@@ -89,8 +81,40 @@ impl Live for Switch {
     }
 
     async fn reload(&self, _: &str) -> Result<(), Unavailable> {
-        let _reading = self.reading.lock().await;
+        let _changing = self.changing.lock().await;
         self.apply(self.registry.get(SETTING).await?);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::poll;
+
+    use super::*;
+    use crate::store::{
+        contract::at,
+        fault::{FaultStore, Outage},
+        memory::MemoryStore,
+    };
+
+    #[tokio::test]
+    async fn a_queue_that_another_node_has_paused_or_resumed_is_what_the_store_says() {
+        let store = Arc::new(FaultStore::over(MemoryStore::default()));
+        let node = async || Switch::load(Registry::new(Arc::clone(&store) as _), Arc::default()).await.unwrap();
+        let (one, other) = (node().await, node().await);
+        let by = |name: &str| Some(Pause { by: name.to_owned(), at: at(0) });
+        one.set(by("ann")).await.unwrap();
+        assert_eq!((other.set(by("bob")).await, other.get()), (Ok(by("ann")), by("ann")));
+        one.set(None).await.unwrap();
+
+        // Another node resumes the queue while this one pauses it, and then the store fails.
+        let reading = one.changing.lock().await;
+        let mut pausing = Box::pin(one.set(by("ann")));
+        assert!(poll!(&mut pausing).is_pending());
+        other.set(None).await.unwrap();
+        store.break_down(Outage::Fails);
+        drop(reading);
+        assert!(pausing.await.is_err() && !one.is_on());
     }
 }

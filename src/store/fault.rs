@@ -49,6 +49,8 @@ pub(crate) enum Outage {
     Hangs,
     /// As [`Outage::Hangs`], once a job was inserted.
     HangsAfterInsert,
+    /// Each call takes so long.
+    Slow(Duration),
 }
 
 /// A call that changes something.
@@ -181,6 +183,10 @@ impl<S: Store> FaultStore<S> {
             None | Some(Outage::HangsAfterInsert) => done.await,
             Some(Outage::Fails) => Err(StoreError::Unavailable { reason: NO_DISK.to_owned() }),
             Some(Outage::Hangs) => std::future::pending().await,
+            Some(Outage::Slow(latency)) => {
+                tokio::time::sleep(latency).await;
+                done.await
+            }
         }
     }
 
@@ -206,7 +212,8 @@ impl<S: Store> FaultStore<S> {
                 let result = self.read(done).await;
                 if matches!(call, Call::Insert(_)) {
                     let mut outage = self.outage.lock();
-                    *outage = outage.map(|outage| if outage == Outage::Fails { outage } else { Outage::Hangs });
+                    *outage =
+                        outage.map(|outage| if outage == Outage::HangsAfterInsert { Outage::Hangs } else { outage });
                 }
                 return result;
             }

@@ -16,7 +16,7 @@ pub trait Nodes: Send + Sync + 'static {
     /// the calls of the former owner at once.
     fn own(&self) -> watch::Receiver<Owner>;
 
-    /// Those that can be given calls at the moment. This node is one of them unless it stops.
+    /// Those that can be given calls at the moment, by the same rule for this node and for the others.
     fn ready(&self) -> Vec<Owner>;
 
     /// Whether a node most likely makes the calls that it has: it is heard of. It may be one that stops.

@@ -82,7 +82,6 @@ use super::{
     new_job::NewJob,
     nodes::Nodes,
     traits::{ClaimedJob, Due, Feed, Insertion, JobHead, JobStore, Ledger, OrphanedKey, Outbox, Registry, StoreError},
-    watch::SettingsWatch,
 };
 use crate::{
     clock::{Clock, Timestamp},
@@ -147,7 +146,6 @@ impl PostgresStore {
             metrics,
             state: RwLock::new(State::default()),
             feed: Mutex::default(),
-            settings_watch: SettingsWatch::default(),
             trouble: Mutex::default(),
             lost: CancellationToken::new(),
             leaving: CancellationToken::new(),
@@ -206,7 +204,7 @@ impl PostgresStore {
         Arc::clone(&self.nodes) as _
     }
 
-    /// Lets the other nodes give calls to this one, as long as it is fit for them.
+    /// Lets the dispatcher give calls to this node, as long as it is fit for them.
     pub fn accept_calls(&self, is_fit: bool) {
         let wanted = if is_fit { Phase::Ready } else { Phase::Starting };
         let change = |phase: &mut Phase| *phase != Phase::Leaving && std::mem::replace(phase, wanted) != wanted;
@@ -602,7 +600,7 @@ impl Registry for PostgresStore {
     }
 
     fn watch(&self) -> broadcast::Receiver<String> {
-        self.shared.settings_watch.subscribe()
+        self.shared.database.settings_watch.subscribe()
     }
 
     fn is_watch_live(&self, within: Duration) -> bool {

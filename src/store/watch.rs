@@ -6,6 +6,7 @@ use tokio::sync::broadcast;
 const PLACES: usize = 256;
 
 /// Where a store announces each changed setting, once the change is durable.
+#[derive(Clone)]
 pub(super) struct SettingsWatch(broadcast::Sender<String>);
 
 impl Default for SettingsWatch {

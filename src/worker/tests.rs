@@ -1,4 +1,6 @@
-//! A worker with an attempt of the test's own making: attempts that panic, that lose their job, and that another node makes.
+//! A worker with an attempt of the test's own making: attempts that panic, and that lose their job.
+
+mod nodes;
 
 use std::{
     num::NonZeroU32,
@@ -7,7 +9,7 @@ use std::{
 
 use futures_util::future::{BoxFuture, pending};
 use tokio::{sync::mpsc, time::Instant};
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::{
@@ -15,7 +17,7 @@ use crate::{
     clock::{Clock, Timestamp},
     config::values::RateCaps,
     digest::ModelKey,
-    dispatch::{Dispatcher, assigned},
+    dispatch::Dispatcher,
     job::{
         AtRisk, AttemptOutcome, Job, JobEvent, JobId, JobRecord, JobRequest, JobState, JobStatus, Listing, Owner,
         disposition::{Scope, SharedFailure},
@@ -26,7 +28,6 @@ use crate::{
         JobStore as _,
         fault::{FaultStore, Moment},
         memory::MemoryStore,
-        nodes::{Live, OneOfMany},
     },
 };
 
@@ -162,76 +163,6 @@ impl Shop {
         self.tracker.close();
         timeout(PATIENCE, self.tracker.wait()).await.expect("the attempt ends");
     }
-}
-
-/// Two nodes: the first hands out the calls, and the second makes its part of them. They tell what their attempts do.
-struct Pair {
-    first: Shop,
-    second: Shop,
-    second_node: Arc<OneOfMany>,
-    told: mpsc::UnboundedReceiver<(&'static str, &'static str)>,
-    _together: AbortOnDropHandle<()>,
-}
-
-async fn pair() -> Pair {
-    let (sender, told) = mpsc::unbounded_channel();
-    let (store, live) = (Arc::new(FaultStore::over(MemoryStore::default())), Live::default());
-    let open = async |name: &'static str| {
-        let node = Arc::new(OneOfMany::new(Owner::new(name, 1), &live));
-        let policy = Policy { nodes: Arc::clone(&node) as _, workers: 2, lease: LEASE, ..Policy::plain() };
-        let sender = sender.clone();
-        let script = move |query: &str| {
-            let _ = sender.send((name, "started"));
-            match query {
-                "endless" => pending().boxed(),
-                _ => async { success() }.boxed(),
-            }
-        };
-        (Shop::over(Arc::clone(&store), policy, script, Arc::new(|| ModelKey::of("scripted"))).await, node)
-    };
-    let ((first, _), (second, second_node)) = (open("first").await, open("second").await);
-    let (worker, tracker, following) = (second.worker.clone(), second.tracker.clone(), second.queue.work());
-    let together = AbortOnDropHandle::new(tokio::spawn(async move {
-        tokio::join!(assigned::run(worker, tracker), following.follow_own_node());
-    }));
-    Dispatcher::start(first.worker.clone(), 2, &first.tracker, &TaskTracker::new());
-    Pair { first, second, second_node, told, _together: together }
-}
-
-#[tokio::test]
-async fn the_less_busy_node_makes_a_call_and_its_end_makes_room_for_the_next() {
-    let mut pair = pair().await;
-    let queue = pair.first.queue.clone();
-    let [own, other] = [pair.first.ask("endless").await, pair.second.ask("endless").await];
-    let mut told = [pair.told.recv().await.unwrap(), pair.told.recv().await.unwrap()];
-    told.sort_unstable();
-    assert_eq!(told, [("first", "started"), ("second", "started")]);
-    let asks = async |id| queue.find(id).await.unwrap().asks;
-    assert_eq!([asks(own).await, asks(other).await], [None, Some(ModelKey::of("scripted"))]);
-    let waiting = pair.first.ask("waits for room").await;
-    assert!(pair.told.try_recv().is_err(), "two calls at once");
-
-    pair.second.queue.cancel(other).await.unwrap();
-    let done = pair.first.ended(waiting).await;
-    assert_eq!(pair.told.recv().await, Some(("second", "started")));
-    assert_eq!((done.job.state, done.attempts.len()), (JobState::Succeeded, 1));
-    pair.first.queue.cancel(own).await.unwrap();
-    pair.first.close().await;
-    pair.second.close().await;
-}
-
-#[tokio::test]
-async fn a_node_that_may_be_taken_for_lost_stops_its_calls_and_ends_their_attempts() {
-    let mut pair = pair().await;
-    pair.first.ask("endless").await;
-    let id = pair.first.ask("endless").await;
-    for _ in 0..2 {
-        pair.told.recv().await.unwrap();
-    }
-    pair.second_node.start_afresh(Owner::new("second", 2));
-    let lost = pair.first.ended(id).await;
-    assert_eq!(lost.job.state, JobState::Failed { code: FailureCode::OutcomeUnknown });
-    pair.second.close().await;
 }
 
 /// Tells when it is dropped: how an attempt notices that it is stopped.

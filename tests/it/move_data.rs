@@ -297,6 +297,26 @@ async fn after_a_copy_ahead_a_move_copies_only_what_has_changed_since() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_target_with_a_record_that_the_source_lacks_is_named_by_kind_and_continues_once_that_is_gone() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let setup = filled(1).await;
+    let service = setup.start();
+    let (code, out, said) = run(&setup, &["move", "--from", service.base(), "--to", &url], "");
+    assert_eq!(code, 0, "{out}{said}");
+    service.terminate();
+    // As if a move had been interrupted, and the source had removed old entries since.
+    postgres.sql("jobs", "insert into ceoagent.audit values ('00000000-0000-7000-8000-000000000001', '{}')");
+    let to_database = ["move", "--from", "data", "--to", &url];
+    let (code, out, said) = run(&setup, &to_database, "");
+    assert_eq!(code, 1, "{out}");
+    assert!(said.contains("both sides differ in: audit_entry. ") && said.contains("empty it and repeat"), "{said}");
+    postgres.sql("jobs", "delete from ceoagent.audit where id = '00000000-0000-7000-8000-000000000001'");
+    let (code, out, said) = run(&setup, &to_database, "");
+    assert_eq!(code, 0, "{out}{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn jobs_that_can_not_be_read_are_named_by_an_export_and_stop_a_move() {
     let (postgres, claude) = (Postgres::start(), simulator().await);
     let url = postgres.create("jobs");
@@ -396,8 +416,16 @@ async fn a_service_does_not_start_with_a_part_of_the_jobs_and_places_that_can_no
     let whole = run(&setup, &["import", "--to", "whole"], &archive);
     assert_eq!(whole.0, 0, "{whole:?}");
     assert_eq!(records(&setup, "whole"), records(&setup, "data"));
+    // The address of a service in the environment is for other commands.
+    let setup = setup.with("CEOAGENT_URL", "http://127.0.0.1:9");
+    assert_eq!(records(&setup, "whole"), records(&setup, "data"));
     let again = run(&setup, &["import", "--to", "whole"], &archive);
     assert_eq!((again.0, again.1.contains("nothing was written")), (0, true), "{again:?}");
+    for args in [["export", "--from", "data"], ["import", "--to", "whole"]] {
+        let (code, _, said) = run(&setup, &[&args[..], &["--url", "http://127.0.0.1:9"]].concat(), &archive);
+        assert!(code == 2 && said.contains(&format!("'{}' cannot be used with '--url'", args[1])), "{said}");
+    }
+    let setup = setup.without("CEOAGENT_URL");
 
     // A byte that is no text.
     let mut bytes = archive.clone().into_bytes();

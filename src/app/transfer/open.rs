@@ -83,7 +83,7 @@ impl Open {
             }
         };
         let open = Open { place: place.clone(), store, clock: clock.clone(), database };
-        // First: a node of a database knows all sums only from then on, and takes no seat if old changes are not in the feed.
+        // First: a node of a database knows all sums only from then on.
         open.store.subscribe(Arc::new(NoFeed)).await.map_err(|error| open.failed(error))?;
         open.check_alone(NODE_TRIES).await?;
         Ok(open)

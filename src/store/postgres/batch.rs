@@ -103,6 +103,8 @@ pub(super) type AuditEntry = (Uuid, String, Uuid);
 /// The batch.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
+    /// This node leaves the seat, or has left it.
+    pub(super) is_leaving: bool,
     pub(super) entries: HashMap<JobId, Entry>,
     pub(super) requests: HashMap<JobId, Result<Arc<JobRequest>, String>>,
     pub(super) keys: HashMap<Vec<u8>, Key>,
@@ -160,7 +162,14 @@ impl Batch {
         Ok(after)
     }
 
+    /// The next dispatcher counts the calls under way when it takes the seat. It would not count that of a later claim.
+    fn check_claim(&self) -> Result<(), StoreError> {
+        let reason = || "this node has left the dispatcher's seat, so it claims no more jobs".to_owned();
+        if self.is_leaving { Err(StoreError::Unavailable { reason: reason() }) } else { Ok(()) }
+    }
+
     pub(super) fn claim(&mut self, id: JobId, event: &JobEvent, now: Timestamp) -> Result<ClaimedJob, StoreError> {
+        self.check_claim()?;
         if !self.entries.contains_key(&id) {
             return Err(StoreError::NotFound(id));
         }
@@ -211,6 +220,9 @@ impl Batch {
         let known = all.iter().map(|new| self.known(&new.record.job)).collect::<Result<Vec<_>, _>>()?;
         if known.iter().any(Option::is_some) {
             return known.into_iter().collect::<Option<_>>().ok_or(StoreError::KeyReused);
+        }
+        if all.iter().any(|new| new.record.job.is_running()) {
+            self.check_claim()?;
         }
         let accepted = vec![Insertion::Accepted; all.len()];
         all.into_iter().for_each(|new| self.add(new, None));

@@ -17,6 +17,7 @@ use super::{
     marks::{CommonSettings, Marks},
     schema::{Migration, Schema},
 };
+use crate::store::watch::SettingsWatch;
 
 /// `server_version_num` of the oldest PostgreSQL whose tests this store has passed.
 const OLDEST_SERVER: i32 = 150_000;
@@ -42,6 +43,9 @@ const SESSION: &str = "set search_path to ceoagent; set jit to off; set statemen
 /// The channel of hints. Statements name it too.
 pub(super) const HINT_CHANNEL: &str = "ceoagent_hint";
 
+/// The channel of changed settings. Statements name it too.
+pub(super) const SETTING_CHANNEL: &str = "ceoagent_setting";
+
 /// Texts that wait for a slow receiver. If there are more, the oldest are lost.
 const HINT_PLACES: usize = 256;
 
@@ -54,6 +58,7 @@ pub(super) struct Database {
     pub(super) marks: Marks,
     /// What nodes send each other without storing it.
     pub(super) hints: broadcast::Sender<String>,
+    pub(super) settings_watch: SettingsWatch,
 }
 
 /// A connection.
@@ -102,7 +107,8 @@ impl Database {
         if config.get_hosts().len() > 1 {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
-        let database = Database { config, tls: tls(), node, marks, hints: broadcast::Sender::new(HINT_PLACES) };
+        let (hints, settings_watch) = (broadcast::Sender::new(HINT_PLACES), SettingsWatch::default());
+        let database = Database { config, tls: tls(), node, marks, hints, settings_watch };
         let link = database.connect().await?;
         let other = database.connect().await?;
         in_time(check_session(&link.client, &other.client)).await?;
@@ -116,16 +122,19 @@ impl Database {
             let (heard, newest) = watch::channel(0);
             let closed = CancellationToken::new();
             let guard = closed.clone().drop_guard();
-            let hints = self.hints.clone();
+            let (hints, settings_watch, own) = (self.hints.clone(), self.settings_watch.clone(), self.node.clone());
             tokio::spawn(async move {
                 // Callers that wait for an answer get the error too.
                 while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
                     let AsyncMessage::Notification(notification) = message else { continue };
-                    if notification.channel() == HINT_CHANNEL {
+                    let text = notification.payload();
+                    match notification.channel() {
                         // Fails if nobody listens.
-                        let _ = hints.send(notification.payload().to_owned());
-                    } else {
-                        heard.send_replace(notification.payload().parse().unwrap_or(i64::MAX));
+                        HINT_CHANNEL => _ = hints.send(text.to_owned()),
+                        SETTING_CHANNEL => {
+                            changed_elsewhere(text, &own).iter().for_each(|name| settings_watch.changed(name));
+                        }
+                        _ => _ = heard.send_replace(text.parse().unwrap_or(i64::MAX)),
                     }
                 }
                 drop(guard);
@@ -138,6 +147,12 @@ impl Database {
             .await
             .unwrap_or_else(|_| Err(OpenError::Connect("no answer".to_owned())))
     }
+}
+
+/// The name of the setting that a notification is about, unless this process has changed it: then its writer announces it.
+fn changed_elsewhere(text: &str, own: &str) -> Option<String> {
+    let (node, name) = text.split_once(' ')?;
+    String::from_utf8(hex::decode(name).ok()?).ok().filter(|_| node != own)
 }
 
 /// The answer of the server, if it comes in time.

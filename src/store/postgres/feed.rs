@@ -34,8 +34,6 @@ struct Body {
     counts: Counts,
     /// Changed rows of the ledger: day, model, and its sums by postcard.
     ledger: Vec<(u32, String, Vec<u8>)>,
-    /// Names of the settings that it changed.
-    settings: Vec<String>,
 }
 
 /// The row for a batch, with the state after it.
@@ -44,25 +42,17 @@ pub(super) fn encode(format: u8, batch: &Batch, state: &State, ledger: &LedgerRo
     let rows = ledger.days.iter().zip(&ledger.models).zip(&ledger.sums);
     let ledger =
         rows.map(|((day, model), sums)| (u32::try_from(*day).unwrap_or(u32::MAX), model.clone(), sums.clone()));
-    let settings = batch.settings.keys().cloned().collect();
-    let body = Body { format, jobs, counts: state.counts, ledger: ledger.collect(), settings };
+    let body = Body { format, jobs, counts: state.counts, ledger: ledger.collect() };
     postcard::to_stdvec(&body).map_err(|error| error.to_string())
 }
 
-/// What other nodes changed.
-#[derive(Default)]
-pub(super) struct News {
-    pub(super) jobs: Vec<Arc<Job>>,
-    pub(super) settings: Vec<String>,
-}
-
-/// Brings the state up to these rows of the feed.
+/// Brings the state up to these rows of the feed. Returns the jobs that they changed.
 ///
 /// # Errors
 /// [`OpenError::Behind`] if some rows before them are missing.
-pub(super) fn apply(rows: &[Row], formats: Formats, state: &mut State) -> Result<News, OpenError> {
+pub(super) fn apply(rows: &[Row], formats: Formats, state: &mut State) -> Result<Vec<Arc<Job>>, OpenError> {
     let unreadable = |error: postcard::Error| OpenError::Unreadable(error.to_string());
-    let mut news = News::default();
+    let mut jobs = Vec::new();
     for row in rows {
         let n: i64 = row.try_get(0)?;
         if n != state.n + 1 {
@@ -75,7 +65,7 @@ pub(super) fn apply(rows: &[Row], formats: Formats, state: &mut State) -> Result
         }
         let body: Body = postcard::from_bytes(bytes).map_err(unreadable)?;
         for job in &body.jobs {
-            news.jobs.push(Arc::new(record::decode(job).map_err(OpenError::Unreadable)?));
+            jobs.push(Arc::new(record::decode(job).map_err(OpenError::Unreadable)?));
         }
         for (day, model, sums) in body.ledger {
             let sums = postcard::from_bytes(&sums).map_err(unreadable)?;
@@ -83,7 +73,6 @@ pub(super) fn apply(rows: &[Row], formats: Formats, state: &mut State) -> Result
         }
         state.forget_days();
         (state.n, state.counts) = (n, body.counts);
-        news.settings.extend(body.settings);
     }
-    Ok(news)
+    Ok(jobs)
 }

@@ -192,7 +192,7 @@ impl Nodes for KnownNodes {
         let now = Instant::now();
         let roster = self.roster.lock();
         let others = roster.ready(now).filter(|row| row.name != self.name).map(Row::owner);
-        let is_ready = *self.phase.borrow() != Phase::Leaving && roster.is_recent(now);
+        let is_ready = *self.phase.borrow() == Phase::Ready && roster.is_recent(now);
         let own = (is_ready && self.incarnation.lock().is_registered).then(|| *self.own.borrow());
         own.into_iter().chain(others).collect()
     }

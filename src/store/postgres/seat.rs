@@ -9,8 +9,11 @@
 //! off. After an outage of the database they first wait whether the holder comes back ([`GRACE`]): its calls go on, and are
 //! paid.
 //!
+//! Changed settings are announced on the connection of this task: it has no transaction, and the server sends notifications
+//! only between two of them. So a node hears of a revoked key while its writer waits for its turn.
+//!
 //! A holder that stops leaves the seat first. Its writer then compares the epoch no more, so that the end of its calls can be
-//! written while another node has the seat.
+//! written while another node has the seat. It refuses claims instead.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +25,7 @@ use tokio_postgres::types::ToSql;
 use tracing::{error, warn};
 
 use super::{
-    connection::{Database, Link, answer},
+    connection::{Database, Link, SETTING_CHANNEL, answer},
     error::OpenError,
     shared::{Shared, Standing},
     writer::Command,
@@ -104,7 +107,7 @@ async fn send(writer: &mpsc::WeakSender<Command>, command: Command) -> bool {
 /// Waits for the lock. It is held as long as its connection lives. A node that is leaving only goes on to look whether the
 /// database answers.
 async fn wait(shared: &Shared, is_outage: bool) -> Result<Link, OpenError> {
-    let link = connect(&shared.database).await?;
+    let link = listen(shared).await?;
     let mut holder = Silence::new(is_outage);
     loop {
         let asked_at = Instant::now();
@@ -208,7 +211,7 @@ impl Holder {
                     warn!(%error, "the seat's beat could not be written; connecting again");
                     // Without the lock this node has the seat until another raises the epoch.
                     (self.has_lock, broken_since) = (false, None);
-                    if let Ok(link) = connect(&shared.database).await {
+                    if let Ok(link) = listen(&shared).await {
                         (self.link, pause) = (link, Duration::ZERO);
                     }
                 }
@@ -255,6 +258,15 @@ impl Holder {
         self.shared.saw(row.try_get(0)?);
         Ok(true)
     }
+}
+
+/// Connects, and announces changed settings from now on.
+async fn listen(shared: &Shared) -> Result<Link, OpenError> {
+    let link = connect(&shared.database).await?;
+    answer(link.client.batch_execute(&format!("listen {SETTING_CHANNEL}"))).await?;
+    // Changes before that may not have been announced.
+    shared.database.settings_watch.any_changed();
+    Ok(link)
 }
 
 pub(super) async fn connect(database: &Database) -> Result<Link, OpenError> {

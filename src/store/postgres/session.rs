@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// The advisory lock that a transaction which writes holds to its end.
-const WRITE_LOCK: i64 = i64::from_be_bytes(*b"ceoagen3");
+pub(super) const WRITE_LOCK: i64 = i64::from_be_bytes(*b"ceoagen3");
 
 /// Idempotency keys that a batch forgets.
 pub(super) const FORGOTTEN_KEYS: i64 = 1_024;
@@ -57,6 +57,7 @@ type Sql<'a> = &'a (dyn ToSql + Sync);
 pub(super) struct Session {
     pub(super) link: Link,
     statements: Statements,
+    node: String,
 }
 
 impl Session {
@@ -65,7 +66,7 @@ impl Session {
         // Before it reads the state of the store: it hears of every change after that.
         answer(link.client.batch_execute(&format!("listen ceoagent; listen {HINT_CHANNEL}; {PLANS}"))).await?;
         let statements = answer(Statements::prepare(&link)).await?;
-        Ok(Session { link, statements })
+        Ok(Session { link, statements, node: database.node.clone() })
     }
 
     /// Sets the clock to the database's, and to the service time that the last holder of the seat has saved.
@@ -86,7 +87,7 @@ impl Session {
         is_first: bool,
         clock: &Clock,
     ) -> Result<(Vec<Row>, i64), OpenError> {
-        let Session { link: Link { client, .. }, statements } = self;
+        let Session { link: Link { client, .. }, statements, .. } = self;
         // A process that ends before its first beat, such as a move, saves the service time with this.
         let time = postcard::to_stdvec(&clock.save()).unwrap_or_default();
         let (lock, news, holder): ([Sql<'_>; 1], [Sql<'_>; 2], [Sql<'_>; 3]) =
@@ -229,8 +230,8 @@ impl Session {
             (&of.delete_jobs, &[removed], removed.is_empty()),
             (&of.save_ledger, &[days, models, sums], days.is_empty()),
             (&of.delete_days, &[&oldest_day], days.is_empty()),
-            (&of.save_settings, &[&names, &values], names.is_empty()),
-            (&of.delete_settings, &[&unset], unset.is_empty()),
+            (&of.save_settings, &[&names, &values, &self.node], names.is_empty()),
+            (&of.delete_settings, &[&unset, &self.node], unset.is_empty()),
             (&of.save_feed, &[&state.n, body], false),
         ];
         let mut sent = Vec::with_capacity(all.len());

@@ -16,10 +16,7 @@ use super::{connection::Database, formats::Formats, readers::Readers, state::Sta
 use crate::{
     clock::Clock,
     metrics::Metrics,
-    store::{
-        traits::{Feed, StoreError},
-        watch::SettingsWatch,
-    },
+    store::traits::{Feed, StoreError},
 };
 
 pub(super) struct Shared {
@@ -32,7 +29,6 @@ pub(super) struct Shared {
     pub(super) format: AtomicU8,
     pub(super) state: RwLock<State>,
     pub(super) feed: Mutex<Option<Arc<dyn Feed>>>,
-    pub(super) settings_watch: SettingsWatch,
     pub(super) trouble: Mutex<Option<String>>,
     pub(super) lost: CancellationToken,
     /// Cancelled once this node asks for the seat no more, and leaves it.

@@ -21,6 +21,7 @@ use super::{
     nodes::{NAME_LOCK, name_number},
     schema::Schema,
     seat::SILENCE,
+    session::WRITE_LOCK,
 };
 use crate::{
     clock::Clock,
@@ -70,7 +71,10 @@ async fn it_keeps_the_contract() {
     let count = AtomicU32::new(0);
     contract::holds_for(async || {
         let name = format!("contract_{}", count.fetch_add(1, Ordering::Relaxed));
-        open(&postgres.create(&name)).await.unwrap()
+        let store = open(&postgres.create(&name)).await.unwrap();
+        // It announces once that any setting may have changed, when it begins to listen.
+        store.seat().is_free().await;
+        store
     })
     .await;
 }
@@ -247,17 +251,10 @@ async fn a_node_that_misses_a_part_of_the_feed_reads_all_jobs_again() {
     first.insert(job(0), request(0)).await.unwrap();
     // As if the rows between had been deleted as old.
     postgres.sql("jobs", "update ceoagent.feed set n = n + 10; notify ceoagent, '11'");
-    first.insert(job(1), request(1)).await.unwrap_err();
-    let goes_on = async {
-        let mut n = 2;
-        while first.insert(job(n), request(n)).await.is_err() {
-            n += 1;
-        }
-        while heard.pending() != [job(0), job(n)] {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, goes_on).await.unwrap();
+    first.insert(job(1), request(1)).await.unwrap();
+    let starting = open(&url).await.unwrap();
+    starting.insert(job(2), request(2)).await.unwrap();
+    until(|| heard.pending() == [job(0), job(1), job(2)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -294,14 +291,17 @@ async fn hints_and_changed_settings_reach_every_node() {
     let postgres = Postgres::start();
     let url = postgres.create("jobs");
     let (one, other) = (open(&url).await.unwrap(), open(&url).await.unwrap());
+    other.seat().is_free().await;
     let mut watch = other.watch();
     for mut hints in [one.hints(), other.hints()] {
         one.send_hint("a client waits").await.unwrap();
         assert_eq!(timeout(PATIENCE, hints.recv()).await.unwrap().unwrap(), "a client waits");
     }
     one.put("key/a".to_owned(), "{}".to_owned()).await.unwrap();
-    while timeout(PATIENCE, watch.recv()).await.unwrap().unwrap() != "key/a" {}
+    assert_eq!(timeout(PATIENCE, watch.recv()).await.unwrap().unwrap(), "key/a");
     assert_eq!(other.prefix("key/").await.unwrap(), [("key/a".to_owned(), "{}".to_owned())]);
+    one.delete("key/a".to_owned()).await.unwrap();
+    assert_eq!(timeout(PATIENCE, watch.recv()).await.unwrap().unwrap(), "key/a");
     let are_live = async {
         while ![&one, &other].into_iter().all(|store| store.is_watch_live(Duration::from_secs(1))) {
             tokio::task::yield_now().await;
@@ -311,20 +311,50 @@ async fn hints_and_changed_settings_reach_every_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_hears_of_a_changed_setting_while_its_writer_waits_for_its_turn() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let store = Arc::new(open(&url).await.unwrap());
+    assert!(store.seat().is_free().await);
+    let mut watch = store.watch();
+    let database = Database::open(&SecretString::from(url.as_str()), &[]).await.unwrap();
+    let (other, third) = (database.connect().await.unwrap(), database.connect().await.unwrap());
+    let begin = "set idle_in_transaction_session_timeout to 0; begin";
+    other.client.batch_execute(&format!("{begin}; select pg_advisory_xact_lock({WRITE_LOCK})")).await.unwrap();
+    let inserting = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { store.insert(job(0), request(0)).await }
+    });
+    let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
+    until(|| postgres.sql("jobs", waiting) == "1").await;
+    // As the transaction before the one that has the turn.
+    let (names, values) = (vec![&b"key/a"[..]], vec![&b"{}"[..]]);
+    third.client.execute(include_str!("save_settings.sql"), &[&names, &values, &database.node]).await.unwrap();
+    assert_eq!(timeout(PATIENCE, watch.recv()).await.unwrap().unwrap(), "key/a");
+    assert!(!inserting.is_finished());
+    other.client.batch_execute("commit").await.unwrap();
+    inserting.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nodes_see_each_other_and_give_no_calls_to_one_that_starts_or_has_ended() {
     let postgres = Postgres::start();
     let url = postgres.create("jobs");
     let first = open_as(&url, "a:1").await.unwrap();
     let own = *first.nodes().own().borrow();
-    assert_eq!(first.nodes().ready(), [own]);
+    assert!(first.nodes().ready().is_empty(), "it starts");
     let second = open_as(&url, "b:1").await.unwrap();
     let other = *second.nodes().own().borrow();
+    first.accept_calls(true);
+    until(|| second.nodes().ready() == [own]).await;
+    assert_eq!(first.nodes().ready(), [own], "the second one starts");
+    second.accept_calls(true);
+    until(|| first.nodes().ready() == [own, other] && second.nodes().ready() == [other, own]).await;
+    first.accept_calls(false);
+    assert_eq!(first.nodes().ready(), [other], "the rule for others holds for the node itself");
     until(|| second.nodes().ready() == [other]).await;
     first.accept_calls(true);
     until(|| second.nodes().ready() == [other, own]).await;
-    assert_eq!(first.nodes().ready(), [own], "the second one starts");
-    second.accept_calls(true);
-    until(|| first.nodes().ready() == [own, other]).await;
     second.drain().await;
     until(|| first.nodes().ready() == [own]).await;
     assert_eq!(second.nodes().ready(), [own]);
@@ -372,6 +402,7 @@ async fn a_node_without_beats_loses_its_row_and_takes_a_new_incarnation() {
     let lease = Duration::from_secs(3);
     let member = |name| Member { name: Some(name), lease, ..Member::COMMAND };
     let (first, second) = (open_member(&url, &member("a:1")).await.unwrap(), open(&url).await.unwrap());
+    second.accept_calls(true);
     assert!(first.seat().is_free().await);
     let dead = Owner::new("dead", 7);
     let row = "insert into ceoagent.node values ('dead', 'p', 7, '1.0.0', '[1,1]', true)";
@@ -398,6 +429,7 @@ async fn a_node_gives_up_its_calls_before_its_lease_is_over_and_has_a_new_one_af
     let url = postgres.create("jobs");
     let member = Member { name: Some("a:1"), lease: Duration::from_secs(3), ..Member::COMMAND };
     let store = open_member(&url, &member).await.unwrap();
+    store.accept_calls(true);
     let (nodes, mut own) = (store.nodes(), store.nodes().own());
     let former = *own.borrow_and_update();
     postgres.stop_immediately();
@@ -412,7 +444,7 @@ async fn a_node_gives_up_its_calls_before_its_lease_is_over_and_has_a_new_one_af
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_drains_leaves_the_seat_at_once_and_ends_its_jobs_in_peace() {
+async fn a_node_that_drains_leaves_the_seat_at_once_claims_nothing_more_and_ends_its_jobs_in_peace() {
     let postgres = Postgres::start();
     let url = postgres.create("jobs");
     let first = open_as(&url, "a:1").await.unwrap();
@@ -424,6 +456,14 @@ async fn a_node_that_drains_leaves_the_seat_at_once_and_ends_its_jobs_in_peace()
     first.drain().await;
     timeout(PATIENCE, second.seat().taken()).await.unwrap();
     second.insert(job(1), request(1)).await.unwrap();
+    let claimed = job(2).apply(&JobEvent::Claim { owner: Owner::ANY, asks: None }, at(100)).unwrap();
+    let late = [
+        first.claim(job(1).id, Owner::ANY, None, at(100)).await.map(drop),
+        first.insert(claimed, request(2)).await.map(drop),
+    ];
+    assert!(late.iter().all(|late| matches!(late, Err(StoreError::Unavailable { .. }))), "{late:?}");
+    assert_eq!(second.find(job(2).id).await, Ok(None));
+    contract::claim(&second, 1, 100).await;
     first.transition(job(0).id, success(1, 10), at(101)).await.unwrap();
     assert!(!first.lost().is_cancelled());
     first.close().await;

@@ -25,7 +25,7 @@ use super::{
     columns::Columns,
     connection::ANSWER_TIMEOUT,
     error::OpenError,
-    feed::{self, News},
+    feed,
     session::Session,
     shared::{Reset, Shared, Standing},
     state::State,
@@ -46,6 +46,9 @@ const READ_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// Longest wait for the end of a transaction that failed.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often a batch begins again because the feed is too far ahead.
+const BEGINS: usize = 3;
 
 /// Answers a caller. If it is dropped, the caller hears that the outcome is unknown.
 pub(super) type Answer = Box<dyn FnOnce() + Send>;
@@ -216,7 +219,7 @@ impl Writer {
     async fn take_seat(&mut self, is_first: bool) -> Result<(), OpenError> {
         let n = self.shared.state.read().n;
         let (news, epoch) = self.session.take_seat(n, &self.shared.database.node, is_first, &self.shared.clock).await?;
-        self.apply(&news)?;
+        self.read_missing(self.apply(&news)).await?;
         self.epoch = Some(epoch);
         self.shared.standing.send_replace(Standing::Seated);
         Ok(())
@@ -291,15 +294,29 @@ impl Writer {
 
     /// Begins the transaction, with what other nodes have committed before it.
     async fn begin(&self, needs: &Needs) -> Result<Batch, OpenError> {
-        let n = self.shared.state.read().n;
-        let (news, mut batch) = self.session.begin(needs, n, self.epoch).await?;
-        self.apply(&news)?;
-        if feed::is_full(&news) {
-            return Err(OpenError::Behind);
+        for _ in 0..BEGINS {
+            let n = self.shared.state.read().n;
+            let (news, mut batch) = self.session.begin(needs, n, self.epoch).await?;
+            let applied = self.apply(&news);
+            if applied.is_ok() && !feed::is_full(&news) {
+                batch.is_leaving = self.shared.leaving.is_cancelled();
+                batch.skipped = self.shared.clock.skipped(IdempotencyKey::WINDOW);
+                batch.next_seq = self.shared.state.read().counts.next_seq.max(1);
+                return Ok(batch);
+            }
+            // The other nodes can write while this one reads.
+            self.session.rollback().await?;
+            self.read_missing(applied).await?;
         }
-        batch.skipped = self.shared.clock.skipped(IdempotencyKey::WINDOW);
-        batch.next_seq = self.shared.state.read().counts.next_seq.max(1);
-        Ok(batch)
+        Err(OpenError::Behind)
+    }
+
+    /// Reads all if rows of the feed are missing: they were deleted as old, or this node has just started.
+    async fn read_missing(&self, applied: Result<(), OpenError>) -> Result<(), OpenError> {
+        match applied {
+            Err(OpenError::Behind) => read_all(&self.shared, &self.session).await,
+            applied => applied,
+        }
     }
 
     /// Reads what other nodes have committed.
@@ -312,7 +329,7 @@ impl Writer {
                 return Ok(());
             }
             let rows = self.session.catch_up(n).await?;
-            self.apply(&rows)?;
+            self.read_missing(self.apply(&rows)).await?;
             if !feed::is_full(&rows) {
                 return Ok(());
             }
@@ -325,10 +342,9 @@ impl Writer {
             return Ok(());
         }
         let mut state = self.shared.state.read().clone();
-        let News { jobs, settings } = feed::apply(rows, self.shared.formats, &mut state)?;
+        let jobs = feed::apply(rows, self.shared.formats, &mut state)?;
         let totals = state.totals();
         self.shared.set_state(state);
-        settings.iter().for_each(|name| self.shared.settings_watch.changed(name));
         let feed = self.shared.feed.lock().clone();
         feed.inspect(|feed| feed.changed(&jobs, totals));
         Ok(())
@@ -364,7 +380,7 @@ impl Writer {
     fn publish(&self, batch: &Batch, state: State, started: Instant) {
         let totals = state.totals();
         self.shared.set_state(state);
-        batch.settings.keys().for_each(|name| self.shared.settings_watch.changed(name));
+        batch.settings.keys().for_each(|name| self.shared.database.settings_watch.changed(name));
         let has_jobs = batch.entries.values().any(|entry| entry.is_changed);
         if has_jobs {
             self.shared.metrics.store_commits.inc();
@@ -386,6 +402,6 @@ async fn read_all(shared: &Shared, session: &Session) -> Result<(), OpenError> {
     let totals = state.totals();
     shared.set_state(state);
     feed.inspect(|feed| feed.reset(pending, totals));
-    shared.settings_watch.any_changed();
+    shared.database.settings_watch.any_changed();
     Ok(())
 }
