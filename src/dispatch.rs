@@ -43,7 +43,7 @@ use crate::{
 const CLAIM_RETRY: Duration = Duration::from_millis(500);
 
 /// How often the dispatcher looks whether the node that makes a call is there.
-const LOOK_PAUSE: Duration = Duration::from_secs(1);
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Jobs that a new dispatcher reads at once. Each may be large, and the database has a few connections for reads.
 const READS_AT_ONCE: usize = 32;

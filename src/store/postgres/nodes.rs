@@ -26,7 +26,7 @@ use super::{
     formats::{FORMAT_LOCK, Formats},
     marks::CommonSettings,
     roster::{Roster, Row},
-    seat::{BEAT_PAUSE, SILENCE, connect},
+    seat::{BEAT_PAUSE, HOLDER_PAUSE, SILENCE, connect},
     shared::{Shared, Standing},
 };
 use crate::{
@@ -261,13 +261,16 @@ impl Beats {
     }
 
     async fn beat_for_ever(&mut self) {
-        let mut phase = self.nodes.phase.subscribe();
+        let (mut phase, mut standing) = (self.nodes.phase.subscribe(), self.shared.standing.subscribe());
         let mut has_failed = false;
         loop {
             let closed = self.connection.as_ref().map(|connection| connection.link.closed.clone());
+            // The dispatcher has to hear soon which nodes have ended: their calls take the places of others until then.
+            let is_seated = *standing.borrow_and_update() == Standing::Seated;
             tokio::select! {
-                () = sleep(BEAT_PAUSE) => {}
+                () = sleep(if is_seated { HOLDER_PAUSE } else { BEAT_PAUSE }) => {}
                 Ok(()) = phase.changed() => {}
+                Ok(()) = standing.changed() => {}
                 () = async { closed.unwrap_or_default().cancelled().await } => self.connection = None,
             }
             match self.beat().await {

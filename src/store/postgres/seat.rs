@@ -42,7 +42,7 @@ const TRY_PAUSE: Duration = Duration::from_millis(200);
 pub(super) const BEAT_PAUSE: Duration = Duration::from_secs(1);
 
 /// By its beats the holder hears of changes, and it has to know each second that it does.
-const HOLDER_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const HOLDER_PAUSE: Duration = Duration::from_millis(500);
 
 /// A holder without a beat for so long is taken for lost.
 pub(super) const SILENCE: Duration = Duration::from_secs(5);

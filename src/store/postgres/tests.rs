@@ -118,6 +118,17 @@ async fn a_database_that_can_not_keep_the_promises_is_refused_in_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_server_compiles_no_statement_that_it_takes_for_long() {
+    let postgres = Postgres::start();
+    let database = Database::open(&SecretString::from(postgres.create("jobs")), &[]).await.unwrap();
+    let link = database.connect().await.unwrap();
+    link.client.batch_execute("set jit_above_cost to 0").await.unwrap();
+    let plan = link.client.query("explain (analyze) select count(*) from pg_class", &[]).await.unwrap();
+    let plan = plan.iter().map(|row| row.get::<_, &str>(0)).collect::<Vec<_>>().join("\n");
+    assert!(plan.contains("Aggregate") && !plan.contains("JIT"), "{plan}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_crash_of_the_server_loses_nothing_that_was_acknowledged_and_jobs_go_on() {
     let mut postgres = Postgres::start();
     let store = Arc::new(open(&postgres.create("jobs")).await.unwrap());
