@@ -1,5 +1,5 @@
-//! Several nodes of one database in one process, in virtual time, with everything that can fail: nodes are killed, paused
-//! and cut off, the database goes down, commits are not answered, clocks jump, Claude refuses. Queue, dispatcher, worker and
+//! Several nodes of one database in one process, in virtual time, with everything that can fail: nodes are killed, paused,
+//! cut off and stopped in order, the database goes down or stalls, commits are not answered, clocks jump, Claude refuses. Queue, dispatcher, worker and
 //! sweeper are the real ones; the database, its seat and Claude are simulated.
 //!
 //! Everything follows from a seed. After each run all faults end, all jobs have to end, and what was promised must hold:
