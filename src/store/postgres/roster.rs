@@ -230,10 +230,10 @@ mod tests {
             let at = |millis: u64| start + Duration::from_millis(millis);
             let owner = node("a", 1, 0).owner();
             (0..=4).for_each(|seconds| test.read(seconds, &[node("a", 1, i64::try_from(seconds).unwrap())]));
-            // The node's next beat comes just after this read, and the one after it stalls together with the next read.
+            // The node's next beat comes just after this read. It stalls together with the next read, which is first.
             test.read(5, &[node("a", 1, 4)]);
             let answered = 6_000 + stall;
-            test.roster.update(vec![node("a", 1, 5)], at(6_000), at(answered));
+            test.roster.update(vec![node("a", 1, 4)], at(6_000), at(answered));
             assert!(test.roster.is_at_work(owner), "after {stall} ms");
             let next = answered + 1_000;
             test.roster.update(vec![node("a", 1, 6)], at(next), at(next));
