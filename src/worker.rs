@@ -202,10 +202,15 @@ impl<A: Analyst> Worker<A> {
         };
         let attempt =
             async { timeout(plan.call.time_limit + ATTEMPT_GRACE, self.agent.attempt(plan, &on_progress)).await };
-        let ended = tokio::select! {
-            biased;
-            ended = AssertUnwindSafe(attempt).catch_unwind() => Some(ended),
-            () = lost.cancelled() => None,
+        // An answer that has come counts; but no call begins for an attempt that is lost already.
+        let answer = AssertUnwindSafe(attempt).catch_unwind();
+        let ended = match lost.is_cancelled() {
+            true => None,
+            false => tokio::select! {
+                biased;
+                ended = answer => Some(ended),
+                () = lost.cancelled() => None,
+            },
         };
         let (disposition, report) = match ended {
             None => {

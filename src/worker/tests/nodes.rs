@@ -114,6 +114,21 @@ async fn a_node_that_may_be_taken_for_lost_stops_its_calls_and_ends_their_attemp
     pair.second.close().await;
 }
 
+#[tokio::test]
+async fn an_attempt_that_is_lost_before_its_call_makes_none() {
+    let (nodes, mut told) = Nodes::new();
+    let (shop, _) = nodes.open("only").await;
+    let (id, worker) = (shop.ask("endless").await, &shop.worker);
+    let proposal = worker.queue.propose(&Lanes::All).unwrap();
+    let preview = worker.queue.preview(&proposal).await.unwrap();
+    let (owner, asks) = (Owner::new("only", 1), ModelKey::of("scripted"));
+    let job = worker.queue.claim_for(owner, asks, proposal, &preview.request).await.unwrap().unwrap();
+    let claim = worker.queue.begin(&job).await.unwrap();
+    shop.queue.cancel(id).await.unwrap();
+    worker.assigned(&claim).await;
+    assert!(told.try_recv().is_err(), "it would be paid for");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_dispatcher_that_is_not_ready_gives_all_calls_to_another_node_and_makes_them_if_no_node_is() {
     let mut pair = pair().await;
