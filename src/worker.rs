@@ -104,7 +104,12 @@ impl<A: Analyst> Worker<A> {
             self.queue.settle(&claim.job, &disposition, failure_report(code, message)).await;
             return None;
         }
-        self.ask(claim, &plan, Some(permit)).await
+        let took = self.ask(claim, &plan, Some(permit)).await;
+        if took.is_none() {
+            // The attempt was stopped, maybe before its job shows it. What it may have cost is at risk.
+            self.closing.run_until_cancelled(self.queue.attempt_over(claim.job.id, claim.job.attempt)).await;
+        }
+        took
     }
 
     async fn plan(&self, claim: &Claim) -> Option<Plan> {
