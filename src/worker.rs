@@ -106,7 +106,8 @@ impl<A: Analyst> Worker<A> {
         }
         let took = self.ask(claim, &plan, Some(permit)).await;
         if took.is_none() {
-            // The attempt was stopped, maybe before its job shows it. What it may have cost is at risk.
+            // The attempt was stopped, maybe before its job shows it. Then the ledger lacks what it may have cost.
+            claim.stopped();
             self.closing.run_until_cancelled(self.queue.attempt_over(claim.job.id, claim.job.attempt)).await;
         }
         took

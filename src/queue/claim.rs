@@ -26,7 +26,14 @@ pub struct Claim {
     /// Takes the answer's text as it comes, for those who follow the job.
     pub draft: Arc<Draft>,
     /// As long as it lasts, the sweeper leaves the attempt alone.
-    pub(super) _slot: AttemptSlot,
+    pub(super) slot: AttemptSlot,
+}
+
+impl Claim {
+    /// The attempt has stopped: the sweeper may end it.
+    pub fn stopped(&self) {
+        self.slot.end();
+    }
 }
 
 /// Takes jobs that are claimed at their submission: stored and claimed in one commit.

@@ -226,8 +226,14 @@ impl Running {
     }
 }
 
+impl AttemptSlot {
+    pub(super) fn end(&self) {
+        self.running.end(self.id, self.attempt);
+    }
+}
+
 impl Drop for AttemptSlot {
     fn drop(&mut self) {
-        self.running.end(self.id, self.attempt);
+        self.end();
     }
 }

@@ -58,7 +58,7 @@ impl Inner {
         if let Ok(current) = self.find(job.id).await {
             self.running.check(&current);
         }
-        Claim { job, request, rejected, refused_by: Vec::new(), lost, draft, _slot: stay }
+        Claim { job, request, rejected, refused_by: Vec::new(), lost, draft, slot: stay }
     }
 }
 

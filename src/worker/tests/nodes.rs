@@ -2,6 +2,7 @@
 
 use std::{
     path::Path,
+    pin::pin,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -127,6 +128,29 @@ async fn an_attempt_that_is_lost_before_its_call_makes_none() {
     shop.queue.cancel(id).await.unwrap();
     worker.assigned(&claim).await;
     assert!(told.try_recv().is_err(), "it would be paid for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_attempt_keeps_its_part_of_the_budget_until_its_job_shows_its_end() {
+    let (nodes, mut told) = Nodes::new();
+    let (shop, node) = nodes.open("only").await;
+    let (id, worker) = (shop.ask("endless").await, &shop.worker);
+    let permit = shop.limits.permit(|| worker.queue.ready_lanes(), worker.queue.ready()).await;
+    let proposal = worker.queue.propose(&Lanes::All).unwrap();
+    let claim = worker.queue.claim(proposal).await.unwrap().unwrap();
+    let mut attempt = pin!(worker.attempt(&claim, permit));
+    tokio::select! {
+        _ = &mut attempt => panic!("the call is endless"),
+        _ = told.recv() => {}
+    }
+    claim.lost.cancel();
+    let minute = Duration::from_mins(1);
+    assert!(timeout(minute, &mut attempt).await.is_err(), "what it may have cost is nowhere else");
+    let _following = make_calls(&shop);
+    tokio::task::yield_now().await;
+    node.start_afresh(Owner::new("only", 2));
+    assert_eq!(timeout(minute, attempt).await, Ok(None));
+    assert_eq!(shop.ended(id).await.job.state, JobState::Failed { code: FailureCode::OutcomeUnknown });
 }
 
 #[tokio::test(start_paused = true)]
