@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::harness::{Service, Setup, client};
+use crate::harness::{Answer, Service, Setup, client};
 
 /// A test that waits longer than this for anything has failed. The machine may be slow.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -274,6 +274,22 @@ impl Cluster {
         let since = told.answers.iter().filter(|sent| sent.node == node && sent.at > from.0);
         let refused = since.filter(|sent| sent.status != Some(202));
         refused.map(|sent| (sent.status, sent.answered_at - sent.at)).collect()
+    }
+
+    /// Asks a node until it refuses a question. What it accepts meanwhile has to end like all other jobs.
+    pub(crate) async fn refusal(&self, node: usize) -> Answer {
+        let deadline = Instant::now() + PATIENCE;
+        let mut count = 0;
+        loop {
+            let query = format!("Is there room on node {node}? {count}");
+            let answer = Service::at(self.nodes[node].base().unwrap()).submit(&query).await;
+            if answer.status != 202 {
+                return answer;
+            }
+            assert!(Instant::now() < deadline, "node {node} refuses nothing");
+            self.told.lock().unwrap().accepted.insert(answer.body["id"].as_str().unwrap().to_owned(), (query, None));
+            count += 1;
+        }
     }
 
     /// Asserts that a node went on to accept questions, on however slow a machine. Gives its longest pause.
