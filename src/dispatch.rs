@@ -129,7 +129,7 @@ impl<A: Analyst> Dispatcher<A> {
             queue.until_ready().await;
             let Ok(slot) = Arc::clone(slots).acquire_owned().await else { return };
             if !queue.may_call() {
-                // This node makes the calls for jobs that are claimed ahead.
+                // Jobs that are claimed ahead are called for by this node, which is to make no calls now.
                 limits.claim_ahead(0);
             }
             let permit = limits.permit(|| queue.ready_lanes(), queue.ready()).await;

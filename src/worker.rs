@@ -106,9 +106,9 @@ impl<A: Analyst> Worker<A> {
         }
         let took = self.ask(claim, &plan, Some(permit)).await;
         if took.is_none() {
-            // The attempt was stopped, maybe before its job shows it. Then the ledger lacks what it may have cost.
+            // The attempt was stopped. Until its job shows that, the ledger lacks what the call may have cost.
             claim.stopped();
-            self.closing.run_until_cancelled(self.queue.attempt_over(claim.job.id, claim.job.attempt)).await;
+            self.closing.run_until_cancelled(self.queue.until_over(claim.job.id, claim.job.attempt)).await;
         }
         took
     }
@@ -190,6 +190,11 @@ impl<A: Analyst> Worker<A> {
         span: &Span,
     ) -> Option<Duration> {
         let Claim { job, lost, draft, .. } = claim;
+        if lost.is_cancelled() {
+            permit.into_iter().for_each(limits::Permit::return_unused);
+            info!(job.id = %job.id, attempt = job.attempt, "no call was made: the job is not the attempt's any more");
+            return None;
+        }
         let started = Instant::now();
         let call = span.client(|| "chat".to_owned());
         let is_probe = permit.as_ref().is_some_and(limits::Permit::is_probe);
@@ -208,15 +213,10 @@ impl<A: Analyst> Worker<A> {
         };
         let attempt =
             async { timeout(plan.call.time_limit + ATTEMPT_GRACE, self.agent.attempt(plan, &on_progress)).await };
-        // An answer that has come counts; but no call begins for an attempt that is lost already.
-        let answer = AssertUnwindSafe(attempt).catch_unwind();
-        let ended = match lost.is_cancelled() {
-            true => None,
-            false => tokio::select! {
-                biased;
-                ended = answer => Some(ended),
-                () = lost.cancelled() => None,
-            },
+        let ended = tokio::select! {
+            biased;
+            ended = AssertUnwindSafe(attempt).catch_unwind() => Some(ended),
+            () = lost.cancelled() => None,
         };
         let (disposition, report) = match ended {
             None => {

@@ -25,7 +25,7 @@ pub struct Claim {
     pub lost: CancellationToken,
     /// Takes the answer's text as it comes, for those who follow the job.
     pub draft: Arc<Draft>,
-    /// As long as it lasts, the sweeper leaves the attempt alone.
+    /// As long as it lasts, and the attempt has not stopped, the sweeper leaves the attempt alone.
     pub(super) slot: AttemptSlot,
 }
 

@@ -119,19 +119,24 @@ impl WorkQueue {
 
     /// Waits until an attempt is over, and returns it if it can be read.
     pub async fn attempt_over(&self, id: JobId, attempt: u32) -> Option<Arc<Attempt>> {
+        self.until_over(id, attempt).await;
+        let record = self.0.store.get(id).await.ok()??;
+        record.attempts.iter().find(|one| one.number == attempt || one.stands_for(attempt)).cloned()
+    }
+
+    /// Waits until an attempt is over. Its cost is in the ledger then.
+    pub async fn until_over(&self, id: JobId, attempt: u32) {
         let interest = self.0.followers.register(id);
         loop {
             let changed = interest.signal().notified();
             if self.running_attempt(id, attempt).is_none() {
-                break;
+                return;
             }
             tokio::select! {
                 () = changed => {}
                 () = tokio::time::sleep(WAIT_POLL) => {}
             }
         }
-        let record = self.0.store.get(id).await.ok()??;
-        record.attempts.iter().find(|one| one.number == attempt || one.stands_for(attempt)).cloned()
     }
 
     /// Jobs that another node has claimed for this one, each to be begun with [`WorkQueue::begin`]. For one caller.

@@ -30,7 +30,7 @@ pub struct Pause {
 pub(super) struct Switch {
     registry: Registry,
     state: RwLock<Option<Pause>>,
-    /// Held from reading or changing the stored pause until it holds here, so that no older one replaces a newer one.
+    /// Held from reading or changing the stored pause until `state` has it, so that no older one replaces a newer one.
     changing: Mutex<()>,
     /// Signalled when jobs can be claimed again.
     ready: Arc<Notify>,

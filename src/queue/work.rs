@@ -52,6 +52,10 @@ impl Inner {
         }
         let (lost, draft) = (CancellationToken::new(), Arc::new(Draft::new(job.attempt)));
         let stay = self.running.begin(&job, Arc::clone(&request), lost.clone(), Arc::clone(&draft));
+        if job.owner != Some(self.owner()) {
+            // The node lapsed after it asked for the claim.
+            lost.cancel();
+        }
         // Its followers heard of the claim before there was a draft to read.
         self.followers.notify(job.id);
         // A cancel in between did not find the token yet.

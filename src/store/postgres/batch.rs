@@ -164,7 +164,7 @@ impl Batch {
 
     /// The next dispatcher counts the calls under way when it takes the seat. It would not count that of a later claim.
     fn check_claim(&self) -> Result<(), StoreError> {
-        let reason = || "this node has left the dispatcher's seat, so it claims no more jobs".to_owned();
+        let reason = || "this node leaves the dispatcher's seat, so it claims no more jobs".to_owned();
         if self.is_leaving { Err(StoreError::Unavailable { reason: reason() }) } else { Ok(()) }
     }
 

@@ -265,7 +265,7 @@ impl Beats {
         let mut has_failed = false;
         loop {
             let closed = self.connection.as_ref().map(|connection| connection.link.closed.clone());
-            // The dispatcher has to hear soon which nodes have ended: their calls take the places of others until then.
+            // The dispatcher has to hear soon which nodes have ended: until then, their calls count.
             let is_seated = *standing.borrow_and_update() == Standing::Seated;
             tokio::select! {
                 () = sleep(if is_seated { HOLDER_PAUSE } else { BEAT_PAUSE }) => {}
