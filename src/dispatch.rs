@@ -145,7 +145,7 @@ impl<A: Analyst> Dispatcher<A> {
     async fn count_running(&self) {
         let Worker { queue, limits, .. } = &self.0.worker;
         let reads = stream::iter(queue.running()).map(|job| async move { (queue.at_risk(job.id).await, job) });
-        // None counts before all are read: after a panic all are read again.
+        // No call is counted before all are read: after a panic all are read again.
         let running: Vec<_> = reads.buffer_unordered(READS_AT_ONCE).collect().await;
         for (at_risk, job) in running {
             if let Some(at_risk) = at_risk {

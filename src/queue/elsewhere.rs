@@ -165,11 +165,7 @@ impl WorkQueue {
                 Ok(Some(record)) if record.job.owner == job.owner && record.job.attempt == job.attempt => {
                     let (rejected, refused_by) = earlier_failures(&record, job);
                     let claim = self.0.begin(record.job, record.request, rejected).await;
-                    // A lapse stops those attempts alone that were under way.
-                    if job.owner != Some(self.0.owner()) {
-                        return None;
-                    }
-                    return Some(Claim { refused_by, ..claim });
+                    return (!claim.lost.is_cancelled()).then_some(Claim { refused_by, ..claim });
                 }
                 Ok(_) => return None,
                 Err(StoreError::Corrupt { reason, .. }) => {

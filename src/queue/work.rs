@@ -53,7 +53,7 @@ impl Inner {
         let (lost, draft) = (CancellationToken::new(), Arc::new(Draft::new(job.attempt)));
         let stay = self.running.begin(&job, Arc::clone(&request), lost.clone(), Arc::clone(&draft));
         if job.owner != Some(self.owner()) {
-            // The node lapsed after it asked for the claim.
+            // The node lapsed after the claim: a lapse stops only attempts that are under way.
             lost.cancel();
         }
         // Its followers heard of the claim before there was a draft to read.

@@ -33,8 +33,8 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// Set for each connection. The server ends a statement before [`ANSWER_TIMEOUT`] does. A transaction whose node has gone
 /// silent must not keep the other nodes from writing, not even if the server is sending it an answer, which no time limit of
-/// a statement ends. Connections of a machine that has died are closed. The server would compile
-/// a statement that it wrongly expects to be long, which takes up to a second.
+/// a statement ends. Connections of a machine that has died are closed. The server would
+/// compile a statement that it wrongly expects to be long, which takes up to a second.
 const SESSION: &str = "set search_path to ceoagent; set jit to off; set statement_timeout to '10s'; set lock_timeout to '10s'; \
                        set idle_in_transaction_session_timeout to '2s'; set client_min_messages to warning; \
                        set tcp_user_timeout to '5s'; set tcp_keepalives_idle to 5; set tcp_keepalives_interval to 2; \
