@@ -1,7 +1,8 @@
 //! Connections to the database, and what must hold of it.
 
-use std::{future::poll_fn, time::Duration};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     sync::{broadcast, watch},
@@ -55,6 +56,8 @@ pub(super) struct Database {
     tls: MakeRustlsConnect,
     /// Of this process: stands in the seat, and names its connections.
     pub(super) node: String,
+    /// Of the writer's newest connection: it announces what it has saved itself.
+    pub(super) writer: Arc<Mutex<String>>,
     pub(super) marks: Marks,
     /// What nodes send each other without storing it.
     pub(super) hints: broadcast::Sender<String>,
@@ -108,7 +111,7 @@ impl Database {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
         let (hints, settings_watch) = (broadcast::Sender::new(HINT_PLACES), SettingsWatch::default());
-        let database = Database { config, tls: tls(), node, marks, hints, settings_watch };
+        let database = Database { config, tls: tls(), node, writer: Arc::default(), marks, hints, settings_watch };
         let link = database.connect().await?;
         let other = database.connect().await?;
         in_time(check_session(&link.client, &other.client)).await?;
@@ -122,7 +125,7 @@ impl Database {
             let (heard, newest) = watch::channel(0);
             let closed = CancellationToken::new();
             let guard = closed.clone().drop_guard();
-            let (hints, settings_watch, own) = (self.hints.clone(), self.settings_watch.clone(), self.node.clone());
+            let (hints, settings_watch, own) = (self.hints.clone(), self.settings_watch.clone(), self.writer.clone());
             tokio::spawn(async move {
                 // Callers that wait for an answer get the error too.
                 while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
@@ -132,7 +135,7 @@ impl Database {
                         // Fails if nobody listens.
                         HINT_CHANNEL => _ = hints.send(text.to_owned()),
                         SETTING_CHANNEL => {
-                            changed_elsewhere(text, &own).iter().for_each(|name| settings_watch.changed(name));
+                            changed_elsewhere(text, &own.lock()).iter().for_each(|name| settings_watch.changed(name));
                         }
                         _ => _ = heard.send_replace(text.parse().unwrap_or(i64::MAX)),
                     }
@@ -149,7 +152,8 @@ impl Database {
     }
 }
 
-/// The name of the setting that a notification is about, unless this process has changed it: then its writer announces it.
+/// The name of the setting that a notification is about, unless the writer of this process announces it. What its former
+/// connection still commits, it does not announce.
 fn changed_elsewhere(text: &str, own: &str) -> Option<String> {
     let (node, name) = text.split_once(' ')?;
     String::from_utf8(hex::decode(name).ok()?).ok().filter(|_| node != own)

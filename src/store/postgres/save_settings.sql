@@ -1,4 +1,4 @@
--- Announces each to all nodes, with the process ($3) that saved it.
+-- Announces each to all nodes, with the writer's connection ($3) that saved it.
 with saved as (
     insert into setting (name, value) select * from unnest($1::bytea[], $2::bytea[])
     on conflict (name) do update set value = excluded.value

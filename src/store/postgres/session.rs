@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, task::Poll, time::Instant};
 
 use futures_util::{poll, try_join};
 use tokio_postgres::{Row, Statement, types::ToSql};
+use uuid::Uuid;
 
 use super::{
     batch::{AuditEntry, Batch, Entry, Key, Needs},
@@ -57,16 +58,19 @@ type Sql<'a> = &'a (dyn ToSql + Sync);
 pub(super) struct Session {
     pub(super) link: Link,
     statements: Statements,
-    node: String,
+    /// Stands in the announcements of changed settings.
+    name: String,
 }
 
 impl Session {
     pub(super) async fn open(database: &Database) -> Result<Session, OpenError> {
+        let name = Uuid::now_v7().simple().to_string();
+        database.writer.lock().clone_from(&name);
         let link = database.connect().await?;
         // Before it reads the state of the store: it hears of every change after that.
         answer(link.client.batch_execute(&format!("listen ceoagent; listen {HINT_CHANNEL}; {PLANS}"))).await?;
         let statements = answer(Statements::prepare(&link)).await?;
-        Ok(Session { link, statements, node: database.node.clone() })
+        Ok(Session { link, statements, name })
     }
 
     /// Sets the clock to the database's, and to the service time that the last holder of the seat has saved.
@@ -230,8 +234,8 @@ impl Session {
             (&of.delete_jobs, &[removed], removed.is_empty()),
             (&of.save_ledger, &[days, models, sums], days.is_empty()),
             (&of.delete_days, &[&oldest_day], days.is_empty()),
-            (&of.save_settings, &[&names, &values, &self.node], names.is_empty()),
-            (&of.delete_settings, &[&unset, &self.node], unset.is_empty()),
+            (&of.save_settings, &[&names, &values, &self.name], names.is_empty()),
+            (&of.delete_settings, &[&unset, &self.name], unset.is_empty()),
             (&of.save_feed, &[&state.n, body], false),
         ];
         let mut sent = Vec::with_capacity(all.len());

@@ -17,7 +17,8 @@ use uuid::Uuid;
 use self::database::Postgres;
 use super::{
     Formats, Member, OpenError, PostgresStore,
-    connection::Database,
+    connection::{Database, Link},
+    feed::MAX_ROWS,
     nodes::{NAME_LOCK, name_number},
     schema::{LOCK, Schema},
     seat::SILENCE,
@@ -339,12 +340,61 @@ async fn a_node_hears_of_a_changed_setting_while_its_writer_waits_for_its_turn()
     let waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
     until(|| postgres.sql("jobs", waiting) == "1").await;
     // As the transaction before the one that has the turn.
-    let (names, values) = (vec![&b"key/a"[..]], vec![&b"{}"[..]]);
-    third.client.execute(include_str!("save_settings.sql"), &[&names, &values, &database.node]).await.unwrap();
+    save_setting(&third, "another").await;
     assert_eq!(timeout(PATIENCE, watch.recv()).await.unwrap().unwrap(), "key/a");
     assert!(!inserting.is_finished());
     other.client.batch_execute("commit").await.unwrap();
     inserting.await.unwrap().unwrap();
+}
+
+/// As a writer's connection of this name does.
+async fn save_setting(link: &Link, name: &str) {
+    let (names, values) = (vec![&b"key/a"[..]], vec![&b"{}"[..]]);
+    link.client.execute(include_str!("save_settings.sql"), &[&names, &values, &name]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_hears_of_a_setting_that_its_former_connection_still_commits() {
+    let postgres = Postgres::start();
+    let store = open(&postgres.create("jobs")).await.unwrap();
+    store.seat().is_free().await;
+    let database = &store.shared.database;
+    let former = database.writer.lock().clone();
+    let other = database.connect().await.unwrap();
+    store.insert(job(0), request(0)).await.unwrap();
+    postgres.sql("jobs", "select pg_terminate_backend(pid) from pg_stat_activity where query = 'commit'");
+    until(|| *database.writer.lock() != former).await;
+    while store.insert(job(1), request(1)).await.is_err() {}
+    let mut watch = store.watch();
+    let newest = database.writer.lock().clone();
+    save_setting(&other, &newest).await;
+    store.put("key/b".to_owned(), "{}".to_owned()).await.unwrap();
+    assert_eq!(timeout(PATIENCE, watch.recv()).await.unwrap().unwrap(), "key/b", "its writer announces its own");
+    save_setting(&other, &former).await;
+    assert_eq!(timeout(PATIENCE, watch.recv()).await.unwrap().unwrap(), "key/a");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_dispatcher_has_read_all_that_was_written_before_it_took_the_seat() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let (first, second) = (open(&url).await.unwrap(), open(&url).await.unwrap());
+    assert!(!second.seat().is_free().await);
+    let _heard = Heard::of(&second).await;
+    first.insert(job(0), request(0)).await.unwrap();
+    let read = || second.shared.state.read().n;
+    until(|| read() == 1).await;
+    let other = first.shared.database.connect().await.unwrap();
+    let begin = "set idle_in_transaction_session_timeout to 0; begin";
+    other.client.batch_execute(&format!("{begin}; select pg_advisory_xact_lock({WRITE_LOCK})")).await.unwrap();
+    first.close().await;
+    until(|| postgres.sql("jobs", "select count(*) from pg_locks where locktype = 'advisory' and not granted") == "1")
+        .await;
+    let rows = MAX_ROWS * 2 + 1;
+    let insert = format!("insert into feed select n + more, body from feed, generate_series(1, {rows}) more; commit");
+    other.client.batch_execute(&insert).await.unwrap();
+    timeout(PATIENCE, second.seat().taken()).await.unwrap();
+    assert_eq!(read(), 1 + rows);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{sleep, sleep_until, timeout},
+    time::{sleep, timeout},
 };
 use tokio_postgres::Row;
 use tracing::{error, info, warn};
@@ -41,7 +41,10 @@ const MAX_BYTES: usize = 4 << 20;
 /// First and longest pause between two tries to connect.
 const CONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// Longest read of all pending jobs.
+/// Longest work while commands wait.
+const WORK_TIMEOUT: Duration = ANSWER_TIMEOUT.saturating_mul(2);
+
+/// Longest read of all pending jobs while commands fail, or before there are any.
 const READ_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// Longest wait for the end of a transaction that failed.
@@ -135,9 +138,18 @@ impl Writer {
                 },
             };
             let result = match command {
-                None => self.catch_up().await,
+                None => in_time(self.catch_up()).await,
                 Some(Command::Reset(reset)) => self.reset(reset).await,
-                Some(Command::TakeSeat(reply)) => self.take_seat(true).await.map(|()| _ = reply.send(())),
+                // It has taken too long to read, and another node may have the lock now.
+                Some(Command::TakeSeat(reply)) if reply.is_closed() => Ok(()),
+                Some(Command::TakeSeat(reply)) => {
+                    let taken = in_time(self.take_seat(true)).await;
+                    taken.map(|epoch| {
+                        if reply.send(()).is_ok() {
+                            self.seat(epoch)
+                        }
+                    })
+                }
                 Some(Command::LeaveSeat(reply)) => {
                     self.epoch = None;
                     let _ = reply.send(());
@@ -191,7 +203,7 @@ impl Writer {
             };
             if connected.is_ok() && self.epoch.is_some() {
                 // Raises the epoch: a transaction of the old connection has been committed, or never will be.
-                connected = self.take_seat(false).await;
+                connected = in_time(self.take_seat(false)).await.map(|epoch| self.seat(epoch));
             }
             match connected {
                 Ok(()) => {
@@ -215,14 +227,17 @@ impl Writer {
         }
     }
 
-    /// Raises the epoch, and reads what other nodes have committed under the former holder.
-    async fn take_seat(&mut self, is_first: bool) -> Result<(), OpenError> {
+    /// Raises the epoch, and reads all that other nodes have committed under the former holder.
+    async fn take_seat(&self, is_first: bool) -> Result<i64, OpenError> {
         let n = self.shared.state.read().n;
         let (news, epoch) = self.session.take_seat(n, &self.shared.database.node, is_first, &self.shared.clock).await?;
-        self.read_missing(self.apply(&news)).await?;
+        self.read_from(news).await?;
+        Ok(epoch)
+    }
+
+    fn seat(&mut self, epoch: i64) {
         self.epoch = Some(epoch);
         self.shared.standing.send_replace(Standing::Seated);
-        Ok(())
     }
 
     /// Waits for `work`. Whatever is asked meanwhile fails. `None` if the store was closed.
@@ -269,9 +284,7 @@ impl Writer {
     async fn commit(&mut self, first: Command) -> Result<(), OpenError> {
         let started = Instant::now();
         let (needs, runs) = self.fill(first);
-        let deadline = tokio::time::Instant::now() + ANSWER_TIMEOUT * 2;
-        let late = || OpenError::Connect("no answer".to_owned());
-        let work = async {
+        let (batch, state, answers) = in_time(async {
             let mut batch = self.begin(&needs).await?;
             let answers: Vec<Answer> = runs.into_iter().map(|run| run(&mut batch)).collect();
             if batch.is_empty() {
@@ -279,12 +292,9 @@ impl Writer {
                 return Ok((batch, State::default(), answers));
             }
             let state = self.save(&batch).await?;
-            Ok::<_, OpenError>((batch, state, answers))
-        };
-        let (batch, state, answers) = tokio::select! {
-            done = work => done?,
-            () = sleep_until(deadline) => return Err(late()),
-        };
+            Ok((batch, state, answers))
+        })
+        .await?;
         if !batch.is_empty() {
             self.publish(&batch, state, started);
         }
@@ -322,17 +332,20 @@ impl Writer {
     /// Reads what other nodes have committed.
     async fn catch_up(&mut self) -> Result<(), OpenError> {
         let newest = (*self.session.link.newest.borrow_and_update()).max(*self.shared.newest.borrow());
+        let n = self.shared.state.read().n;
+        // Else it is a commit of this node, or one that it has read under the lock.
+        if n < newest { self.read_from(self.session.catch_up(n).await?).await } else { Ok(()) }
+    }
+
+    /// Applies these rows of the feed, and all that follow.
+    async fn read_from(&self, mut rows: Vec<Row>) -> Result<(), OpenError> {
         loop {
-            let n = self.shared.state.read().n;
-            // Else it is a commit of this node, or one that it has read under the lock.
-            if n >= newest {
-                return Ok(());
-            }
-            let rows = self.session.catch_up(n).await?;
             self.read_missing(self.apply(&rows)).await?;
             if !feed::is_full(&rows) {
                 return Ok(());
             }
+            let n = self.shared.state.read().n;
+            rows = self.session.catch_up(n).await?;
         }
     }
 
@@ -391,6 +404,11 @@ impl Writer {
             feed.inspect(|feed| feed.changed(&batch.changes, totals));
         }
     }
+}
+
+/// The result of what the writer does while commands wait. Takes it too long, it connects again, and they fail at once.
+async fn in_time<T>(work: impl Future<Output = Result<T, OpenError>>) -> Result<T, OpenError> {
+    timeout(WORK_TIMEOUT, work).await.unwrap_or_else(|_| Err(OpenError::Connect("no answer".to_owned())))
 }
 
 /// Reads the sums over all jobs, the ledger and all pending jobs, as of one moment, and resets the feed.
