@@ -131,6 +131,39 @@ async fn an_attempt_that_is_lost_before_its_call_makes_none() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_lapses_during_its_claim_makes_no_call_and_its_permit_is_unused() {
+    let (nodes, mut told) = Nodes::new();
+    let (shop, node) = nodes.open("only").await;
+    let worker = &shop.worker;
+    let tokens = NonZeroU32::new(1_000_000_000);
+    let per_minute = RateCaps { requests: NonZeroU32::new(60), input_tokens: tokens, output_tokens: tokens };
+    let limits = Limits::new(per_minute, 1, None, Arc::new(|| ModelKey::of("scripted")));
+
+    shop.ask("endless").await;
+    let mut permit = limits.try_permit(None).unwrap();
+    let proposal = worker.queue.propose(&Lanes::All).unwrap();
+    nodes.store.break_down(Outage::Slow(Duration::from_secs(1)));
+    let mut claiming = pin!(worker.queue.claim(proposal));
+    assert!(timeout(Duration::from_millis(500), &mut claiming).await.is_err(), "it is slow");
+    node.start_afresh(Owner::new("only", 2));
+    let claim = claiming.await.unwrap().unwrap();
+    nodes.store.repair();
+    let plan = worker.plan(&claim).await.unwrap();
+    permit.expect(plan.model(), plan.input_bytes).unwrap();
+    assert_eq!(worker.ask(&claim, &plan, Some(permit)).await, None);
+    assert!(limits.try_permit(None).is_some(), "no call was made");
+
+    shop.ask("endless").await;
+    let proposal = worker.queue.propose(&Lanes::All).unwrap();
+    let preview = worker.queue.preview(&proposal).await.unwrap();
+    let (owner, asks) = (Owner::new("only", 2), ModelKey::of("scripted"));
+    let job = worker.queue.claim_for(owner, asks, proposal, &preview.request).await.unwrap().unwrap();
+    node.start_afresh(Owner::new("only", 3));
+    assert!(worker.queue.begin(&job).await.is_none());
+    assert!(told.try_recv().is_err(), "it would be paid for");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stopped_attempt_keeps_its_part_of_the_budget_until_its_job_shows_its_end() {
     let (nodes, mut told) = Nodes::new();
     let (shop, node) = nodes.open("only").await;
