@@ -41,7 +41,7 @@ const MAX_BYTES: usize = 4 << 20;
 /// First and longest pause between two tries to connect.
 const CONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// Longest work while commands wait.
+/// Longest time for one step of the writer while commands wait.
 const WORK_TIMEOUT: Duration = ANSWER_TIMEOUT.saturating_mul(2);
 
 /// Longest read of all pending jobs while commands fail, or before there are any.
@@ -140,7 +140,7 @@ impl Writer {
             let result = match command {
                 None => in_time(self.catch_up()).await,
                 Some(Command::Reset(reset)) => self.reset(reset).await,
-                // It has taken too long to read, and another node may have the lock now.
+                // The seat's task waits no longer: another node may have the lock now.
                 Some(Command::TakeSeat(reply)) if reply.is_closed() => Ok(()),
                 Some(Command::TakeSeat(reply)) => {
                     let taken = in_time(self.take_seat(true)).await;
@@ -406,7 +406,7 @@ impl Writer {
     }
 }
 
-/// The result of what the writer does while commands wait. Takes it too long, it connects again, and they fail at once.
+/// The result of a step of the writer, if it comes in time. Else the writer connects again, and meanwhile commands fail at once.
 async fn in_time<T>(work: impl Future<Output = Result<T, OpenError>>) -> Result<T, OpenError> {
     timeout(WORK_TIMEOUT, work).await.unwrap_or_else(|_| Err(OpenError::Connect("no answer".to_owned())))
 }
