@@ -13,7 +13,7 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    cluster::{Cluster, Moment, setup},
+    cluster::{Cluster, Load, Moment, setup},
     database::{Postgres, as_server, free_port, give_away, url_at},
     harness::{PATIENCE, Service},
     loop_disk::LoopDisk,
@@ -70,12 +70,7 @@ async fn sigstop_of_the_dispatcher_for_eight_seconds_costs_no_job() {
         stopped.signal("STOP");
         sleep(Duration::from_secs(8)).await;
         stopped.signal("CONT");
-        let deadline = Instant::now() + PATIENCE;
-        while stopped.starts() == starts {
-            assert!(Instant::now() < deadline, "it did not end: {}", stopped.log());
-            sleep(Duration::from_millis(20)).await;
-        }
-        stopped.ready().await;
+        stopped.started_again(starts).await;
         for node in (0..3).filter(|node| *node != dispatcher) {
             pause = pause.max(cluster.assert_went_on(node, stopped_at));
         }
@@ -183,7 +178,7 @@ fn faketime() -> String {
 async fn nodes_whose_clocks_are_five_minutes_off_delay_no_job() {
     let postgres = Postgres::start();
     let urls = three(&postgres.create("jobs"));
-    let cluster = Cluster::start_with(&urls, |node, setup| {
+    let cluster = Cluster::start_under(Load::Greedy, &urls, |node, setup| {
         let off = ["+0", "+5m", "-5m"][node];
         setup.with("LD_PRELOAD", &faketime()).with("FAKETIME", off).with("FAKETIME_DONT_FAKE_MONOTONIC", "1")
     });

@@ -12,6 +12,7 @@ mod cases;
 mod cgroup;
 mod cluster;
 mod cluster_faults;
+mod cluster_marks;
 mod command_line;
 mod crash;
 mod database;
