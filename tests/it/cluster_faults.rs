@@ -18,9 +18,13 @@ use crate::{
     harness::{PATIENCE, Service},
     loop_disk::LoopDisk,
     proxy::{Mode, Proxy},
+    redis_server::RedisServer,
 };
 
 const KILL_PAUSE: Duration = Duration::from_secs(3);
+
+/// All clients have one address, and together ask less often, whoever counts.
+const SUBMITS_PER_MINUTE: &str = "12000";
 
 /// Seconds of a scenario: `short` in the normal run.
 fn length(short: u64, long: impl FnOnce(u64) -> u64) -> Duration {
@@ -33,16 +37,25 @@ fn three(url: &str) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigkill_of_a_random_node_every_three_seconds_costs_no_job() {
-    let postgres = Postgres::start();
-    let cluster = Cluster::start(&three(&postgres.create("jobs"))).await;
+async fn sigkill_of_a_random_node_every_three_seconds_and_a_redis_that_is_flushed_paused_and_killed_cost_no_job() {
+    let (postgres, mut redis) = (Postgres::start(), RedisServer::start());
+    let urls = three(&postgres.create("jobs"));
+    let cluster = Cluster::start_with(&urls, |_, setup| {
+        setup.with("REDIS_URL", &redis.url()).with("SUBMITS_PER_MINUTE", SUBMITS_PER_MINUTE)
+    });
+    let cluster = cluster.await;
     let end = Instant::now() + length(9, |longest| longest);
     let (mut pause, mut calls) = (Duration::ZERO, [Duration::ZERO; 2]);
-    while Instant::now() < end {
+    for round in 0.. {
+        if Instant::now() >= end {
+            break;
+        }
         let (victim, dispatcher) = (rand::rng().random_range(0..3), cluster.dispatcher().await);
         let killed = Moment::now();
         cluster.nodes[victim].signal("KILL");
+        hurt(&mut redis, round);
         sleep(KILL_PAUSE).await;
+        heal(&mut redis, round);
         for node in (0..3).filter(|node| *node != victim) {
             pause = pause.max(cluster.assert_went_on(node, killed));
         }
@@ -55,6 +68,22 @@ async fn sigkill_of_a_random_node_every_three_seconds_costs_no_job() {
         calls[0], calls[1]
     );
     cluster.assert_marks().await;
+}
+
+/// Flushes Redis, then pauses it or kills it, by turns.
+fn hurt(redis: &mut RedisServer, round: usize) {
+    // The nodes use it.
+    let deadline = Instant::now() + PATIENCE;
+    while redis.command(&["--scan", "--pattern", "ceoagent:rate:*"]).is_empty() {
+        assert!(Instant::now() < deadline, "no submission is counted in Redis");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(redis.command(&["flushall"]), "OK");
+    if round.is_multiple_of(2) { redis.signal("STOP") } else { redis.kill() }
+}
+
+fn heal(redis: &mut RedisServer, round: usize) {
+    if round.is_multiple_of(2) { redis.signal("CONT") } else { redis.start_again() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
