@@ -87,6 +87,31 @@ fn heal(redis: &mut RedisServer, round: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_of_all_nodes_refuses_nothing_on_the_others_and_leaves_no_outcome_unknown() {
+    let postgres = Postgres::start();
+    let cluster = Cluster::start(&three(&postgres.create("jobs"))).await;
+    let end = Instant::now() + length(0, |longest| longest / 4);
+    let (mut pause, mut calls, mut rounds) = (Duration::ZERO, Duration::ZERO, 0);
+    while rounds == 0 || Instant::now() < end {
+        for (number, node) in cluster.nodes.iter().enumerate() {
+            let (stopped_at, starts) = (Moment::now(), node.starts());
+            node.signal("TERM");
+            node.started_again(starts).await;
+            assert_eq!(node.exit().and_then(|exit| exit.code()), Some(0), "{}", node.log());
+            for other in (0..3).filter(|other| *other != number) {
+                assert_eq!(cluster.refusals(other, stopped_at), [], "node {other}, while node {number} restarts");
+                pause = pause.max(cluster.longest_pause(other, stopped_at));
+            }
+            calls = calls.max(cluster.longest_pause_of_calls(stopped_at));
+        }
+        rounds += 1;
+    }
+    println!("rolling restart, {rounds} rounds: longest pause of submits {pause:?}, of calls {calls:?}");
+    let figures = cluster.assert_marks().await;
+    assert_eq!((figures.unknown, figures.second_calls), (0, 0), "{figures:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sigstop_of_the_dispatcher_for_eight_seconds_costs_no_job() {
     let postgres = Postgres::start();
     let cluster = Cluster::start(&three(&postgres.create("jobs"))).await;
