@@ -329,7 +329,13 @@ async fn fill(disk: &LoopDisk, cluster: &Cluster) -> PathBuf {
         // Now and then a page of a table has room for one more row.
         cluster.refusal(node).await.assert_problem(503, "storage_unavailable");
     }
-    sleep(length(1, |_| 20)).await;
+    let end = Instant::now() + length(1, |_| 40);
+    while Instant::now() < end {
+        for node in &cluster.nodes {
+            let ready = Service::at(node.base().expect("it waits for room")).get("/health/ready").await;
+            assert_eq!(ready.status, 503, "{:?}", ready.body);
+        }
+    }
     ballast
 }
 
@@ -347,6 +353,7 @@ async fn a_full_disk_of_the_database_refuses_questions_and_costs_no_accepted_job
     cluster.accepted(60).await;
     println!("full disk: submits go on {:?} after there is room", cluster.longest_pause(0, freed));
     let log: String = cluster.nodes.iter().map(|node| node.log()).collect();
+    assert!(log.contains("can store nothing more"), "{log}");
     assert!(log.contains("No space left on device"), "{log}");
     cluster.assert_marks().await;
     drop(postgres);
