@@ -212,9 +212,13 @@ mod tests {
     #[test]
     fn what_an_operator_should_look_at_is_shown() {
         let mut stats = stats(1, &Value::Null);
-        stats["notes"] = json!([{"field": "settings", "code": "settings_differ", "message": "other values of API_KEYS"}]);
+        stats["notes"] =
+            json!([{"field": "settings", "code": "settings_differ", "message": "other values of API_KEYS"}]);
         let text = describe(&stats, false);
-        assert!(text.lines().any(|line| line.starts_with("Note") && line.ends_with("other values of API_KEYS")), "{text}");
+        assert!(
+            text.lines().any(|line| line.starts_with("Note") && line.ends_with("other values of API_KEYS")),
+            "{text}"
+        );
     }
 
     #[test]

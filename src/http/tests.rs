@@ -24,6 +24,7 @@ use crate::{
     queue::{Policy, Queue},
     registry::Registry,
     store::{
+        FEED_LIMIT,
         fault::{FaultStore, Outage},
         memory::MemoryStore,
     },

@@ -43,7 +43,7 @@ use std::{
     num::NonZeroU64,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -149,6 +149,7 @@ impl PostgresStore {
             state: RwLock::new(State::default()),
             feed: Mutex::default(),
             trouble: Mutex::default(),
+            is_full: AtomicBool::default(),
             lost: CancellationToken::new(),
             leaving: CancellationToken::new(),
             standing: watch::Sender::new(Standing::Unknown),

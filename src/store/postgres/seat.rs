@@ -15,7 +15,10 @@
 //! A holder that stops leaves the seat first. Its writer then compares the epoch no more, so that the end of its calls can be
 //! written while another node has the seat. It refuses claims instead.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -189,7 +192,7 @@ impl Holder {
             match self.beat(&shared.clock).await {
                 Ok(true) => {
                     *shared.beat_at.lock() = sent_at;
-                    let is_broken = shared.trouble.lock().is_some();
+                    let is_broken = shared.trouble.lock().is_some() && !shared.is_full.load(Ordering::Relaxed);
                     broken_since = is_broken.then(|| broken_since.unwrap_or(sent_at));
                     if broken_since.is_some_and(|since: Instant| since.elapsed() > BROKEN) {
                         error!("this node can't write to the database; it leaves the seat to another and ends");

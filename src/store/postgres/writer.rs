@@ -146,7 +146,7 @@ impl Writer {
                     let taken = in_time(self.take_seat(true)).await;
                     taken.map(|epoch| {
                         if reply.send(()).is_ok() {
-                            self.seat(epoch)
+                            self.seat(epoch);
                         }
                     })
                 }
@@ -190,6 +190,7 @@ impl Writer {
             let shared = Arc::clone(&self.shared);
             let connecting = async {
                 let session = Session::open(&shared.database).await?;
+                session.check_room().await?;
                 read_all(&shared, &session).await?;
                 Ok(session)
             };
@@ -207,6 +208,7 @@ impl Writer {
             }
             match connected {
                 Ok(()) => {
+                    self.shared.is_full.store(false, Ordering::Relaxed);
                     self.shared.set_trouble(None);
                     info!("the job store works again");
                     return true;
@@ -217,6 +219,7 @@ impl Writer {
                 }
                 Err(error) => {
                     warn!(%error, "failed to connect to the database; trying again");
+                    self.shared.is_full.store(matches!(error, OpenError::Full(_)), Ordering::Relaxed);
                     self.shared.set_trouble(Some(error.to_string()));
                 }
             }
