@@ -8,6 +8,7 @@
 //! - `door`: the listener and its connections
 //! - `duties`: what one node does for all
 //! - `error`: why the service can't start
+//! - `fitness`: whether the dispatcher may give calls to this node
 //! - `letters`: what nodes tell each other of waiting clients and of calls
 //! - `machine`: what the machine allows
 //! - `memo`: what the dispatcher knows, for the other nodes
@@ -20,6 +21,7 @@
 mod door;
 mod duties;
 pub mod error;
+mod fitness;
 mod letters;
 mod machine;
 mod memo;
@@ -88,9 +90,6 @@ use crate::{
 };
 
 const CONNECTION_GRACE: Duration = Duration::from_secs(2);
-
-/// How often a node looks whether it is fit for calls.
-const OFFER_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a node that stops waits for its last claims before it leaves the rest to another.
 const CLAIM_GRACE: Duration = Duration::from_secs(3);
@@ -229,7 +228,7 @@ impl App {
             let (database, memo, tracker) = (Arc::clone(database), Arc::clone(memo), tracker.clone());
             let letters = Letters { queue: queue.clone(), node: name, database, memo };
             let (worker, work) = (worker.clone(), queue.work());
-            let offering = offer_calls(Arc::clone(&letters.database), prompts.clone());
+            let offering = fitness::offer_calls(Arc::clone(&letters.database), prompts.clone());
             AbortOnDropHandle::new(tokio::spawn(async move {
                 tokio::join!(assigned::run(worker, tracker), work.follow_own_node(), letters.run(), offering);
             }))
@@ -241,8 +240,8 @@ impl App {
             tracker.spawn(async move { relaying.relay_texts().await });
             tracker.spawn(Arc::clone(redis).run(closing.clone()));
         }
-        let api =
-            api(settings, &queue, &worker, &prompts, (&auth, caps), (&store, &audit), (webhooks, redis, memo.as_ref()));
+        let stored = (&store, database.as_ref(), &audit);
+        let api = api(settings, &queue, &worker, &prompts, (&auth, caps), stored, (webhooks, redis, memo.as_ref()));
         let shown = parts::shown(settings, tuning, address);
         let router = http::router(api, |api| dashboard::router(api, sessions, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
@@ -406,7 +405,7 @@ fn api(
     worker: &Worker,
     prompts: &Prompts,
     (auth, caps): (&Arc<Auth>, Arc<Caps>),
-    (store, audit): (&Arc<dyn Store>, &Arc<AuditLog>),
+    (store, database, audit): (&Arc<dyn Store>, Option<&Arc<PostgresStore>>, &Arc<AuditLog>),
     (webhooks, redis, memo): (Webhooks, Option<Arc<Redis>>, Option<&Arc<Memo>>),
 ) -> Api {
     Api {
@@ -420,9 +419,11 @@ fn api(
         models: worker.agent.planner.models.clone(),
         notes: {
             let (planner, queue, redis) = (worker.agent.planner.clone(), queue.clone(), redis.clone());
+            let database = database.cloned();
             Arc::new(move || {
                 let mut notes = upkeep::notes(&planner, queue.now());
                 notes.extend(redis.as_ref().and_then(|redis| upkeep::redis_note(redis)));
+                notes.extend(database.as_ref().and_then(|database| upkeep::settings_note(database)));
                 notes
             })
         },
@@ -443,14 +444,6 @@ fn api(
         webhooks,
         max_query_length: settings.max_query_length,
         memos: Memos::default(),
-    }
-}
-
-/// Has the dispatcher give calls to this node as long as it can use the shared prompts.
-async fn offer_calls(database: Arc<PostgresStore>, prompts: Prompts) {
-    loop {
-        database.accept_calls(prompts.trouble().is_none());
-        tokio::time::sleep(OFFER_PAUSE).await;
     }
 }
 

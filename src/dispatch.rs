@@ -133,6 +133,11 @@ impl<A: Analyst> Dispatcher<A> {
                 limits.claim_ahead(0);
             }
             let permit = limits.permit(|| queue.ready_lanes(), queue.ready()).await;
+            if queue.is_store_down() {
+                // The attempt would be released before its call.
+                *self.0.retry_at.lock() = Instant::now() + CLAIM_RETRY;
+                continue;
+            }
             // None if the job has been cancelled, or was handed over, meanwhile.
             if let Some(proposal) = queue.propose(&Lanes::Only(permit.lanes().to_vec())) {
                 // A task of its own, which is never dropped half-way: a durable claim must reach its attempt.
@@ -158,11 +163,6 @@ impl<A: Analyst> Dispatcher<A> {
 
     async fn claim(self, proposal: Proposal, mut permit: Permit, slot: OwnedSemaphorePermit, token: TaskTrackerToken) {
         let Inner { worker: Worker { queue, limits, .. }, prefetch, .. } = &*self.0;
-        if queue.is_store_down() {
-            // Its attempt would be released before the call.
-            *self.0.retry_at.lock() = Instant::now() + CLAIM_RETRY;
-            return;
-        }
         if let Some((node, preview, asks)) = self.elsewhere(&proposal, &mut permit).await {
             return self.claim_for(node, asks, proposal, &preview, permit, token).await;
         }

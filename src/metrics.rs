@@ -160,6 +160,7 @@ metrics! {
         "queue_used",
         "Used share of the places in the queue, or of those for jobs for later, whichever is larger"
     );
+    ready: Gauge = add("ready", "1 while this node is ready: /health/ready answers 200");
     store_available: Gauge = add("store_available", "1 while the job store is available");
     settings_failures: Counter = add(
         "settings_failures", "Failed tries to read changed settings, such as API keys and the pause; each is repeated"

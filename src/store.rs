@@ -27,7 +27,7 @@ pub(crate) mod memory;
 pub use self::{
     nodes::{Alone, LEASE, Nodes},
     traits::{
-        ClaimedJob, Due, EndedCounts, Feed, Insertion, JobHead, JobStore, Ledger, OrphanedKey, Outbox, Registry, Store,
-        StoreError, Totals,
+        ClaimedJob, Due, EndedCounts, FEED_LIMIT, Feed, Insertion, JobHead, JobStore, Ledger, OrphanedKey, Outbox,
+        Registry, Store, StoreError, Totals,
     },
 };

@@ -27,7 +27,7 @@ use crate::{
     queue::Operations,
     redis::Redis,
     registry::{Live, Registry, Unavailable},
-    store::Ledger,
+    store::{Ledger, postgres::PostgresStore},
 };
 
 const TICK: Duration = Duration::from_mins(1);
@@ -186,6 +186,16 @@ pub(super) fn redis_note(redis: &Redis) -> Option<Note> {
          their own nodes only: {trouble}"
     );
     Some(Note { field: "redis", code: "redis_unavailable", message })
+}
+
+pub(super) fn settings_note(database: &PostgresStore) -> Option<Note> {
+    let names = database.differing_settings();
+    let message = format!(
+        "another node of this database has other values of {}. Give all nodes the same values; two clusters need two \
+         databases. During a change node by node this is normal",
+        names.join(", ")
+    );
+    (!names.is_empty()).then_some(Note { field: "settings", code: "settings_differ", message })
 }
 
 fn schema_digest() -> String {

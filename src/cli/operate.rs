@@ -124,6 +124,7 @@ fn describe(stats: &Value, colours: bool) -> String {
         lines.push(("Blocked", warn(format!("no node has handed out calls to Claude since {}", clean(since)))));
     }
     lines.extend(items(stats, "troubles").iter().map(|trouble| ("Trouble", warn(text(trouble, "message")))));
+    lines.extend(items(stats, "notes").iter().map(|note| ("Note", warn(text(note, "message")))));
     facts(&lines, 12, colours)
 }
 
@@ -206,6 +207,18 @@ mod tests {
         let text = describe(&stats, false);
         let line = text.lines().find(|line| line.starts_with("Blocked")).unwrap();
         assert!(line.ends_with("no node has handed out calls to Claude since 2026-11-24T09:30:00.000Z"), "{text}");
+    }
+
+    #[test]
+    fn what_an_operator_should_look_at_is_shown() {
+        let mut stats = stats(1, &Value::Null);
+        stats["notes"] =
+            json!([{"field": "settings", "code": "settings_differ", "message": "other values of API_KEYS"}]);
+        let text = describe(&stats, false);
+        assert!(
+            text.lines().any(|line| line.starts_with("Note") && line.ends_with("other values of API_KEYS")),
+            "{text}"
+        );
     }
 
     #[test]

@@ -130,9 +130,9 @@ pub fn allowance(limits: &Limits, lane: Lane) -> Allowance {
 /// Something that an operator should look at, though the service works.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Note {
-    /// The part of the service: `prices` or `redis`.
+    /// The part of the service: `prices`, `redis` or `settings`.
     pub field: &'static str,
-    /// Stable code, for programs: `price_outdated`, `redis_unavailable`.
+    /// Stable code, for programs: `price_outdated`, `redis_unavailable`, `settings_differ`.
     pub code: &'static str,
     /// What to do, for people.
     pub message: String,

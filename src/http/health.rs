@@ -22,6 +22,7 @@ use crate::{
     ledger::dollars,
     limits::budget::Status,
     metrics::{Metrics, kind},
+    store::FEED_LIMIT,
 };
 
 /// As the metric `feed_live` says.
@@ -95,7 +96,8 @@ pub(super) fn alive() -> Json<impl Serialize> {
     responses(
         (status = 200, description = "Jobs are accepted. `degraded` while Claude can't be called, no node hands out calls, the daily \
             budget is used up or the queue is paused", body = Readiness),
-        (status = 503, description = "`not_ready`; `errors` has the reasons")
+        (status = 503, description = "`not_ready`; `errors` has the reasons, each with the part of the service as its `field`: `service` \
+            (is shutting down), `store`, `disk`, `prompts` or `feed` (changes by other nodes come late)")
     )
 )]
 pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
@@ -153,7 +155,14 @@ pub(super) fn troubles(api: &Api) -> Vec<FieldError> {
         );
         FieldError::new("prompts", message)
     });
-    closing.into_iter().chain(store).chain(disk).chain(prompts).collect()
+    let feed = api.store.is_feed_late().then(|| {
+        let message = format!(
+            "this node hears of changes by other nodes more than {} s late. It catches up by itself; if it does not, restart it",
+            FEED_LIMIT.as_secs()
+        );
+        FieldError::new("feed", message)
+    });
+    closing.into_iter().chain(store).chain(disk).chain(prompts).chain(feed).collect()
 }
 
 /// Metrics in the OpenMetrics format
@@ -195,6 +204,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     spending(&api);
     api.metrics.paused.set(i64::from(api.operations.paused().is_some()));
     api.metrics.queue_used.set(api.operations.used());
+    api.metrics.ready.set(i64::from(troubles(&api).is_empty()));
     api.metrics.store_available.set(i64::from(api.operations.trouble().is_none()));
     api.metrics.feed_live.set(i64::from(api.store.is_watch_live(FEED_LIVE)));
     rendered(&api.metrics)

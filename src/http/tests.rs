@@ -24,6 +24,7 @@ use crate::{
     queue::{Policy, Queue},
     registry::Registry,
     store::{
+        FEED_LIMIT,
         fault::{FaultStore, Outage},
         memory::MemoryStore,
     },
@@ -312,6 +313,26 @@ async fn a_node_without_a_dispatcher_is_ready_and_says_since_when() {
     let stats = client().get(format!("{base}/api/v1/admin/stats")).bearer_auth("s3cret").send().await.unwrap();
     let stats: Value = stats.json().await.unwrap();
     assert_eq!(stats["no_dispatcher_since"], json!(since), "{stats:#}");
+}
+
+#[tokio::test]
+async fn a_node_whose_feed_is_late_is_not_ready_and_says_why() {
+    let store = Arc::new(FaultStore::over(MemoryStore::default()));
+    let api = Api { store: store.clone(), ..api_in(None, &CancellationToken::new()).await };
+    let base = serve(router(api, |api| Router::new().fallback_service(api))).await;
+    let metric = async || {
+        let metrics = client().get(format!("{base}/metrics")).send().await.unwrap().text().await.unwrap();
+        metrics.lines().find_map(|line| line.strip_prefix("ceoagent_ready ")).unwrap().to_owned()
+    };
+    store.set_watch_lag(FEED_LIMIT + Duration::from_millis(1));
+    let (status, body) = problem(client().get(format!("{base}/health/ready"))).await;
+    assert_eq!((status.as_u16(), &body["code"]), (503, &json!("not_ready")), "{body:#}");
+    assert_eq!(body["errors"][0]["field"], "feed", "{body:#}");
+    assert!(body["errors"][0]["message"].as_str().unwrap().contains("more than 10 s late"), "{body:#}");
+    assert_eq!(metric().await, "0");
+    store.set_watch_lag(FEED_LIMIT);
+    let ready = client().get(format!("{base}/health/ready")).send().await.unwrap();
+    assert_eq!((ready.status(), metric().await.as_str()), (StatusCode::OK, "1"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,7 +7,13 @@ use tokio::{sync::mpsc, time::Instant};
 use tracing::{info, warn};
 
 use super::{
-    board::Proposal, claim::Claim, core::WAIT_POLL, error::QueueError, handles::WorkQueue, retry::unreadable,
+    board::Proposal,
+    claim::Claim,
+    core::WAIT_POLL,
+    error::QueueError,
+    handles::{Inner, WorkQueue},
+    listener,
+    retry::unreadable,
     service_time::Kind,
 };
 use crate::{
@@ -31,6 +37,18 @@ pub struct Preview {
     pub rejected: Option<Arc<Attempt>>,
     /// As in [`Claim`].
     pub refused_by: Vec<String>,
+}
+
+impl Inner {
+    fn assign(&self, job: &Arc<Job>) {
+        listener::assign(&self.assigned, &self.running, self.owner(), job);
+    }
+
+    /// A claim by this node failed. If it is stored all the same, its attempt is released.
+    pub(super) fn give_back(&self, id: JobId) {
+        self.running.give_back(id);
+        self.board.get(id).iter().for_each(|job| self.assign(job));
+    }
 }
 
 impl WorkQueue {
@@ -142,15 +160,9 @@ impl WorkQueue {
     /// Jobs that another node has claimed for this one, each to be begun with [`WorkQueue::begin`]. For one caller.
     pub fn assigned(&self) -> mpsc::UnboundedReceiver<Arc<Job>> {
         let (sender, assigned) = mpsc::unbounded_channel();
-        *self.0.assigned.lock() = Some(sender.clone());
+        *self.0.assigned.lock() = Some(sender);
         // Those of before.
-        let own = self.0.owner();
-        for job in self.0.board.running().into_iter().filter(|job| job.owner == Some(own)) {
-            if self.0.running.take(job.id, job.attempt) {
-                // The receiver is here.
-                let _ = sender.send(job);
-            }
-        }
+        self.0.board.running().iter().for_each(|job| self.0.assign(job));
         assigned
     }
 

@@ -40,16 +40,20 @@ pub(super) struct Listener {
 /// Takes the attempts that other nodes have claimed for this one, once it makes any.
 pub(super) type Assigned = Arc<Mutex<Option<mpsc::UnboundedSender<Arc<Job>>>>>;
 
-impl Listener {
-    /// Passes on a job that was claimed for this node, once.
-    fn assign(&self, job: &Arc<Job>) {
-        if job.is_running() && job.owner == Some(*self.own.borrow()) {
-            let assigned = self.assigned.lock();
-            if let Some(assigned) = assigned.as_ref().filter(|_| self.running.take(job.id, job.attempt)) {
-                // It fails when the service stops.
-                let _ = assigned.send(Arc::clone(job));
-            }
+/// Passes on a job that was claimed for this node, once.
+pub(super) fn assign(assigned: &Assigned, running: &Running, own: Owner, job: &Arc<Job>) {
+    if job.is_running() && job.owner == Some(own) {
+        let assigned = assigned.lock();
+        if let Some(assigned) = assigned.as_ref().filter(|_| running.take(job.id, job.attempt)) {
+            // It fails when the service stops.
+            let _ = assigned.send(Arc::clone(job));
         }
+    }
+}
+
+impl Listener {
+    fn assign(&self, job: &Arc<Job>) {
+        assign(&self.assigned, &self.running, *self.own.borrow(), job);
     }
 }
 

@@ -348,7 +348,8 @@ impl Queue {
     ) -> Result<Insertion, QueueError> {
         let queue = self.clone();
         store_admitted(arrivals, async move {
-            let inserted = queue.0.store.insert(job.clone(), Arc::clone(&request)).await?;
+            let inserting = queue.0.store.insert(job.clone(), Arc::clone(&request)).await;
+            let inserted = inserting.inspect_err(|_| queue.0.give_back(job.id))?;
             if inserted != Insertion::Accepted {
                 queue.0.running.give_back(job.id);
             } else if let Some(hand) = hand {

@@ -24,7 +24,10 @@ use super::{
 use crate::{
     clock::Timestamp,
     digest::Lane,
-    job::{AtRisk, Attempt, AttemptReport, FailureClass, Job, JobEvent, JobId, JobRequest, disposition::Disposition},
+    job::{
+        AtRisk, Attempt, AttemptOutcome, AttemptReport, FailureClass, Job, JobEvent, JobId, JobRequest,
+        disposition::Disposition,
+    },
     process,
     store::{ClaimedJob, StoreError},
 };
@@ -185,8 +188,7 @@ impl WorkQueue {
                 Ok(None)
             }
             Err(error) => {
-                // If it is stored all the same, the attempt is released.
-                running.give_back(id);
+                self.0.give_back(id);
                 Err(error.into())
             }
         }
@@ -236,22 +238,11 @@ impl WorkQueue {
     /// Settles an attempt, durably. As long as the store is unavailable it tries again: the answer is paid for. A job
     /// that is not the attempt's any more stays as it is.
     pub async fn settle(&self, job: &Job, disposition: &Disposition, report: AttemptReport) {
-        let mut pause = Duration::from_millis(100);
+        let (mut pause, mut is_repeated) = (Duration::from_millis(100), false);
         let event = event_after(job, disposition, report, &self.0.policy.retries, process::random_unit(), self.0.now());
         loop {
             match self.0.transition(job.id, event.clone()).await {
-                Ok(_) => {
-                    // From before the claim was written to after the answer was: what a client that waits has to wait.
-                    if let (Disposition::Succeed, Some(started_at)) = (disposition, job.started_at) {
-                        let (kind, draft) = (self.0.running.kind(job.id), self.0.running.draft(job.id));
-                        let kind = kind.unwrap_or_else(|| Kind::of(&JobRequest::default(), job.waited_for));
-                        let (writing, bytes) = draft.map_or((Duration::ZERO, 0), |draft| draft.written());
-                        let observed = Observed { took: self.0.now().since(started_at), writing, bytes };
-                        self.0.service_time.observe(&kind, observed);
-                        self.0.order.send_hint(Hint::Lasted { kind, observed });
-                    }
-                    break;
-                }
+                Ok(_) => break self.settled(job, disposition),
                 Err(error @ StoreError::Unavailable { .. }) => {
                     warn!(job.id = %job.id, attempt = job.attempt, %error, "failed to store the result of an attempt; trying again");
                     let lost = self.0.store.lost();
@@ -259,8 +250,10 @@ impl WorkQueue {
                         // This process can store nothing more.
                         break;
                     }
-                    pause = (pause * 2).min(SETTLE_RETRY_MAX);
+                    (pause, is_repeated) = ((pause * 2).min(SETTLE_RETRY_MAX), true);
                 }
+                // It was stored before, and only the answer was lost.
+                Err(_) if is_repeated && self.has_outcome(job).await => break self.settled(job, disposition),
                 Err(error) => {
                     self.0.metrics.leases_lost.inc();
                     warn!(job.id = %job.id, attempt = job.attempt, %error, "the result of an attempt is ignored, because the job is not its own any more");
@@ -268,5 +261,28 @@ impl WorkQueue {
                 }
             }
         }
+    }
+
+    fn settled(&self, job: &Job, disposition: &Disposition) {
+        // From before the claim was written to after the answer was: what a client that waits has to wait.
+        if let (Disposition::Succeed, Some(started_at)) = (disposition, job.started_at) {
+            let (kind, draft) = (self.0.running.kind(job.id), self.0.running.draft(job.id));
+            let kind = kind.unwrap_or_else(|| Kind::of(&JobRequest::default(), job.waited_for));
+            let (writing, bytes) = draft.map_or((Duration::ZERO, 0), |draft| draft.written());
+            let observed = Observed { took: self.0.now().since(started_at), writing, bytes };
+            self.0.service_time.observe(&kind, observed);
+            self.0.order.send_hint(Hint::Lasted { kind, observed });
+        }
+    }
+
+    /// Whether the history has this attempt with a result of its worker.
+    async fn has_outcome(&self, job: &Job) -> bool {
+        let Ok(Some(record)) = self.0.store.get(job.id).await else { return false };
+        let own =
+            record.attempts.iter().find(|attempt| attempt.number == job.attempt || attempt.stands_for(job.attempt));
+        own.is_some_and(|attempt| {
+            use AttemptOutcome::{Failed, Released, Succeeded};
+            matches!(attempt.outcome, Failed | Released | Succeeded)
+        })
     }
 }

@@ -17,6 +17,9 @@ use super::{
 /// Shorter than the silence after which a node loses the seat, by the pause between two beats.
 const STALL: Range<u64> = 1_500..3_500;
 
+/// So long after a stall, all nodes have written a beat.
+const BEATS_AGAIN: Duration = Duration::from_secs(2);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kinds {
     All,
@@ -117,6 +120,8 @@ impl Faults {
                 *database.weather.lock() = Weather { stalls_until: Some(until), ..Weather::default() };
                 sleep_until(until).await;
                 *database.weather.lock() = Weather::default();
+                // Two stalls without a beat in between are one that is too long.
+                sleep(BEATS_AGAIN).await;
             }
             _ => machine.stop.notify_one(),
         }

@@ -43,7 +43,7 @@ use std::{
     num::NonZeroU64,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -67,6 +67,7 @@ use self::{
     connection::Database,
     listing::{broken, decode, record, unavailable},
     nodes::{Beats, DRAIN_TIMEOUT},
+    peers::Differing,
     readers::Readers,
     schema::Schema,
     session::FORGOTTEN_KEYS,
@@ -107,6 +108,7 @@ pub struct PostgresStore {
     /// `None` once the store is closed.
     lanes: Mutex<Option<Senders>>,
     nodes: Arc<KnownNodes>,
+    differing: Arc<Differing>,
     tasks: Mutex<Option<Tasks>>,
 }
 
@@ -147,6 +149,7 @@ impl PostgresStore {
             state: RwLock::new(State::default()),
             feed: Mutex::default(),
             trouble: Mutex::default(),
+            is_full: AtomicBool::default(),
             lost: CancellationToken::new(),
             leaving: CancellationToken::new(),
             standing: watch::Sender::new(Standing::Unknown),
@@ -177,9 +180,10 @@ impl PostgresStore {
                 guard.disarm();
             }
         });
+        let differing = Arc::<Differing>::default();
         let asking = AbortOnDropHandle::new(tokio::spawn({
-            let (seat, watching) =
-                (seat::run(Arc::clone(&shared), changes.downgrade()), peers::watch(Arc::clone(&shared)));
+            let seat = seat::run(Arc::clone(&shared), changes.downgrade());
+            let watching = peers::watch(Arc::clone(&shared), Arc::clone(&differing));
             async move { _ = tokio::join!(seat, watching) }
         }));
         let beating = beats.map(|beats| AbortOnDropHandle::new(tokio::spawn(beats.run())));
@@ -187,6 +191,7 @@ impl PostgresStore {
             shared,
             lanes: Mutex::new(Some(Senders { changes, new })),
             nodes,
+            differing,
             tasks: Mutex::new(Some(Tasks { writing, _asking: asking, beating })),
         })
     }
@@ -202,6 +207,11 @@ impl PostgresStore {
     /// The nodes of the database.
     pub fn nodes(&self) -> Arc<dyn Nodes> {
         Arc::clone(&self.nodes) as _
+    }
+
+    /// The names of settings that all nodes must have in common and that have another value on another live node.
+    pub fn differing_settings(&self) -> Vec<&'static str> {
+        self.differing.names()
     }
 
     /// Lets the dispatcher give calls to this node, as long as it is fit for them.

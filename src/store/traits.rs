@@ -22,8 +22,17 @@ use crate::{
 /// month to get here.
 pub(super) const MAX_AUDIT_BYTES: usize = 64 << 20;
 
+/// A process that hears of changes by others later than this can't be relied on: it is not ready and gets no calls.
+pub const FEED_LIMIT: Duration = Duration::from_secs(10);
+
 /// All parts of a store.
-pub trait Store: JobStore + Ledger + Outbox + Registry {}
+pub trait Store: JobStore + Ledger + Outbox + Registry {
+    /// Whether this process hears of changes by others later than [`FEED_LIMIT`]. False while the store is unavailable: then
+    /// [`JobStore::trouble`] has the reason.
+    fn is_feed_late(&self) -> bool {
+        self.trouble().is_none() && !self.is_watch_live(FEED_LIMIT)
+    }
+}
 
 impl<S: JobStore + Ledger + Outbox + Registry> Store for S {}
 

@@ -1,5 +1,6 @@
 //! The queue measured in process, on a real store on disk, without HTTP: `cargo bench --bench queue`, or one part of
-//! it: `cargo bench --bench queue -- cycles` (`settle`, `million`, `churn`, `recovery`).
+//! it: `cargo bench --bench queue -- cycles` (`settle`, `million`, `churn`, `recovery`, and
+//! `horizon` for PostgreSQL alone).
 //!
 //! All go through [`Queue`], as the service does. Each figure stands beside its target. The disk decides most of them
 //! and machines differ: judge by what one run says of another on the same machine. See `measure` for PostgreSQL.
@@ -16,7 +17,7 @@ mod measure;
 use std::{
     io::Write,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -144,16 +145,22 @@ fn answer() -> AttemptReport {
 
 /// The next job. Several tasks may wait for one.
 async fn claim(queue: &Queue, turn: &Mutex<()>) -> Claim {
+    timed_claim(queue, turn).await.0
+}
+
+/// The next job, and how long its claim took.
+async fn timed_claim(queue: &Queue, turn: &Mutex<()>) -> (Claim, Duration) {
     loop {
         let proposal = {
             let _turn = turn.lock().await;
             queue.work().until_ready().await;
             queue.work().propose(&Lanes::All)
         };
+        let begun = Instant::now();
         if let Some(proposal) = proposal
             && let Some(claim) = queue.work().claim(proposal).await.unwrap()
         {
-            return claim;
+            return (claim, begun.elapsed());
         }
     }
 }
@@ -513,6 +520,57 @@ fn draw(looks: &[Look], path: &PathBuf) {
     area.present().unwrap();
 }
 
+/// Claims while an old transaction keeps all versions of all rows.
+async fn horizon() {
+    const SECONDS: u64 = 60;
+    const JOBS_PER_SECOND: usize = 1_000;
+    let home = Home::new();
+    if !home.place().starts_with("postgres") {
+        return println!("horizon: set DATABASE_URL");
+    }
+    println!("the disk alone                    {:8.0} syncs/s", bare_syncs());
+    let (queue, store, _) = open(&home.place(), usize::MAX).await;
+    let mut old = Command::new("psql").arg(home.place()).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let begin = b"begin isolation level repeatable read; select pg_current_xact_id();\n";
+    old.stdin.as_mut().unwrap().write_all(begin).unwrap();
+    let (mut workers, claims) = (JoinSet::new(), Arc::new(std::sync::Mutex::new(Vec::new())));
+    let (turn, started) = (Arc::new(Mutex::new(())), Instant::now());
+    for _ in 0..64 {
+        let (queue, turn, claims) = (queue.clone(), Arc::clone(&turn), Arc::clone(&claims));
+        workers.spawn(async move {
+            loop {
+                let (claim, took) = timed_claim(&queue, &turn).await;
+                claims.lock().unwrap().push((started.elapsed().as_secs(), took));
+                queue.work().settle(&claim.job, &Disposition::Succeed, answer()).await;
+            }
+        });
+    }
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    for _ in 0..SECONDS * 50 {
+        tick.tick().await;
+        for _ in 0..JOBS_PER_SECOND / 50 {
+            let queue = queue.clone();
+            tokio::spawn(async move { queue.enqueue(question()).await.unwrap() });
+        }
+    }
+    workers.shutdown().await;
+    old.kill().unwrap();
+    old.wait().unwrap();
+    let claims = std::mem::take(&mut *claims.lock().unwrap());
+    let of = |seconds: std::ops::Range<u64>| {
+        Latencies::new(claims.iter().filter(|(at, _)| seconds.contains(at)).map(|(_, took)| *took).collect())
+    };
+    let (first, last) = (of(0..10), of(SECONDS - 10..SECONDS));
+    println!(
+        "a claim beside an old transaction, p50: first 10 s {:.2} ms, last 10 s {:.2} ms   target 1.5 times   ({:.0} \
+         jobs/s at last)",
+        first.ms(0.5),
+        last.ms(0.5),
+        last.len() as f64 / 10.0
+    );
+    store.close().await;
+}
+
 async fn recovery() {
     const CLIENTS: usize = 64;
     let (jobs, kills) = RECOVERY;
@@ -588,6 +646,9 @@ fn main() {
         }
         if wanted("recovery") {
             recovery().await;
+        }
+        if wanted("horizon") {
+            horizon().await;
         }
         if wanted("churn") {
             churn().await;

@@ -378,7 +378,13 @@ async fn fill(disk: &LoopDisk, cluster: &Cluster) -> PathBuf {
         // Now and then a page of a table has room for one more row.
         cluster.refusal(node).await.assert_problem(503, "storage_unavailable");
     }
-    sleep(length(1, |_| 20)).await;
+    let end = Instant::now() + length(1, |_| 40);
+    while Instant::now() < end {
+        for node in &cluster.nodes {
+            let ready = Service::at(node.base().expect("it waits for room")).get("/health/ready").await;
+            assert_eq!(ready.status, 503, "{:?}", ready.body);
+        }
+    }
     ballast
 }
 
@@ -396,6 +402,7 @@ async fn a_full_disk_of_the_database_refuses_questions_and_costs_no_accepted_job
     cluster.accepted(60).await;
     println!("full disk: submits go on {:?} after there is room", cluster.longest_pause(0, freed));
     let log: String = cluster.nodes.iter().map(|node| node.log()).collect();
+    assert!(log.contains("can store nothing more"), "{log}");
     assert!(log.contains("No space left on device"), "{log}");
     cluster.assert_marks().await;
     drop(postgres);
@@ -425,6 +432,15 @@ async fn a_full_disk_of_the_write_ahead_log_refuses_questions_and_costs_no_accep
     drop(postgres);
 }
 
+/// What a ready node says of settings that differ from those of another.
+async fn settings_note(node: &Service) -> Option<String> {
+    let ready = node.get("/health/ready").await;
+    assert_eq!(ready.status, 200, "{ready:#?}");
+    let notes = ready.body["notes"].as_array()?;
+    let note = notes.iter().find(|note| note["code"] == "settings_differ")?;
+    Some(note["message"].as_str().unwrap().to_owned())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_cluster_on_the_same_database_is_warned_of_by_the_names_of_its_settings() {
     let postgres = Postgres::start();
@@ -436,6 +452,18 @@ async fn a_second_cluster_on_the_same_database_is_warned_of_by_the_names_of_its_
     for node in [&another, &same, &first] {
         node.until_said("two clusters need two databases");
         node.until_said("ADMIN_TOKEN, ANTHROPIC_API_KEY");
+        let note = settings_note(node).await.unwrap();
+        assert!(note.contains("other values of ADMIN_TOKEN, ANTHROPIC_API_KEY. Give all nodes the same"), "{note}");
+    }
+    let stats = first.admin_get("/api/v1/admin/stats").await.body;
+    assert_eq!(stats["notes"][0]["code"], "settings_differ", "{stats:#}");
+    another.kill();
+    let deadline = Instant::now() + PATIENCE;
+    for node in [&same, &first] {
+        while settings_note(node).await.is_some() {
+            assert!(Instant::now() < deadline, "the note stays though the nodes agree");
+            sleep(Duration::from_millis(100)).await;
+        }
     }
     assert!(!same.kill().contains("WEBHOOK_SECRET"));
 }

@@ -130,6 +130,22 @@ impl Postgres {
         String::from_utf8(out.stdout).unwrap().trim().to_owned()
     }
 
+    /// Writes a backup of a database, in the format of `pg_restore`.
+    pub(crate) fn dump(&self, database: &str, file: &Path) {
+        let port = self.port.to_string();
+        let mut dump = program("pg_dump");
+        dump.args(["-h", "127.0.0.1", "-p", &port, "-U", USER, "-Fc", database]);
+        run(dump.stdout(std::fs::File::create(file).unwrap()));
+    }
+
+    /// Replaces what a database has by that of a backup.
+    pub(crate) fn restore(&self, database: &str, file: &Path) {
+        let port = self.port.to_string();
+        let mut restore = program("pg_restore");
+        restore.args(["-h", "127.0.0.1", "-p", &port, "-U", USER, "-d", database, "--clean", "--if-exists"]);
+        run(restore.stdin(std::fs::File::open(file).unwrap()));
+    }
+
     fn is_ready(&self) -> bool {
         let port = self.port.to_string();
         TcpStream::connect(("127.0.0.1", self.port)).is_ok()

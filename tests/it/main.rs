@@ -6,6 +6,7 @@
 mod abuse;
 mod access;
 mod admin;
+mod backup;
 mod bad_input;
 mod batch;
 mod cases;

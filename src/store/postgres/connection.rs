@@ -180,12 +180,14 @@ fn tls() -> MakeRustlsConnect {
     MakeRustlsConnect::with_native_certs().map_or_else(|_| without_roots(), |(tls, _)| tls)
 }
 
+fn check_version(number: i32, name: &str) -> Result<(), OpenError> {
+    if number < OLDEST_SERVER { Err(OpenError::TooOld(name.to_owned())) } else { Ok(()) }
+}
+
 /// Refuses a server that can't keep the store's promises.
 async fn check(client: &Client) -> Result<(), OpenError> {
     let row = client.query_one(include_str!("check.sql"), &[]).await?;
-    if row.try_get::<_, i32>(0)? < OLDEST_SERVER {
-        return Err(OpenError::TooOld(row.try_get(1)?));
-    }
+    check_version(row.try_get(0)?, row.try_get(1)?)?;
     if row.try_get(2)? {
         return Err(OpenError::ReadOnly);
     }
@@ -222,4 +224,16 @@ async fn check_session(client: &Client, other: &Client) -> Result<(), OpenError>
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_before_version_15_are_refused_in_words() {
+        assert!(check_version(150_000, "15.0").is_ok());
+        let refused = check_version(140_022, "14.22").unwrap_err().to_string();
+        assert!(refused.contains("is PostgreSQL 14.22; the service needs 15 or newer"), "{refused}");
+    }
 }

@@ -48,6 +48,8 @@ pub enum OpenError {
          give this one another PORT, for example PORT=8081"
     )]
     NameTaken { name: String },
+    #[error("the database of DATABASE_URL can store nothing more: {0}")]
+    Full(String),
     #[error("another node has taken the seat")]
     SeatLost,
     #[error("the changes of other nodes came faster than this one could read them")]
@@ -71,6 +73,7 @@ impl OpenError {
             | OpenError::ReadOnly
             | OpenError::SchemaInUse
             | OpenError::NameTaken { .. }
+            | OpenError::Full(_)
             | OpenError::SeatLost
             | OpenError::Behind
             | OpenError::Unreadable(_) => false,

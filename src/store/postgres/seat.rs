@@ -15,13 +15,17 @@
 //! A holder that stops leaves the seat first. Its writer then compares the epoch no more, so that the end of its calls can be
 //! written while another node has the seat. It refuses claims instead.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, timeout},
 };
 use tokio_postgres::types::ToSql;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, warn};
 
 use super::{
@@ -112,7 +116,7 @@ async fn wait(shared: &Shared, is_outage: bool) -> Result<Link, OpenError> {
     loop {
         let asked_at = Instant::now();
         let is_leaving = shared.leaving.is_cancelled();
-        let (has_lock, beat) = ask(&link, shared, !holder.is_outage && !is_leaving).await?;
+        let (has_lock, beat) = ask(&link, shared, !holder.is_outage && !is_leaving, !is_leaving).await?;
         *shared.beat_at.lock() = asked_at;
         if has_lock {
             return Ok(link);
@@ -120,7 +124,7 @@ async fn wait(shared: &Shared, is_outage: bool) -> Result<Link, OpenError> {
         shared.standing.send_if_modified(|standing| std::mem::replace(standing, Standing::Beside) == Standing::Unknown);
         if holder.is_silent(beat, Instant::now()) && !is_leaving {
             warn!("the node with the seat is silent; ending its connections");
-            answer(link.client.query(include_str!("unseat.sql"), &[&beat])).await?;
+            answer(link.client.query(include_str!("unseat.sql"), &[&beat, &shared.database.node])).await?;
             holder = Silence::new(false);
         }
         sleep(TRY_PAUSE).await;
@@ -171,6 +175,7 @@ impl Holder {
     async fn hold(mut self, writer: &mpsc::WeakSender<Command>) -> bool {
         let shared = Arc::clone(&self.shared);
         let (mut beats, mut old, mut pause) = (0, 0, HOLDER_PAUSE);
+        let mut trimming = None;
         let mut broken_since = None;
         loop {
             tokio::select! {
@@ -189,7 +194,7 @@ impl Holder {
             match self.beat(&shared.clock).await {
                 Ok(true) => {
                     *shared.beat_at.lock() = sent_at;
-                    let is_broken = shared.trouble.lock().is_some();
+                    let is_broken = shared.trouble.lock().is_some() && !shared.is_full.load(Ordering::Relaxed);
                     broken_since = is_broken.then(|| broken_since.unwrap_or(sent_at));
                     if broken_since.is_some_and(|since: Instant| since.elapsed() > BROKEN) {
                         error!("this node can't write to the database; it leaves the seat to another and ends");
@@ -218,11 +223,8 @@ impl Holder {
             }
             beats += 1;
             if beats % BEATS_PER_TRIM == 0 {
-                // By another connection: the next beat must not wait.
-                let trimmed = shared.readers.read(include_str!("trim_feed.sql"), &[&old]).await;
-                if let Err(error) = trimmed {
-                    warn!(%error, "failed to delete old rows of the feed; trying again");
-                }
+                // The next beat must not wait.
+                drop(trimming.replace(AbortOnDropHandle::new(tokio::spawn(trim_feed(Arc::clone(&shared), old)))));
                 old = shared.state.read().n;
             }
         }
@@ -249,7 +251,7 @@ impl Holder {
     /// Asks for the lock again if it was lost, and writes a beat. False if another node has the seat.
     async fn beat(&mut self, clock: &Clock) -> Result<bool, OpenError> {
         if !self.has_lock {
-            (self.has_lock, _) = ask(&self.link, &self.shared, true).await?;
+            (self.has_lock, _) = ask(&self.link, &self.shared, true, true).await?;
         }
         let time = postcard::to_stdvec(&clock.save()).unwrap_or_default();
         let beat = [&self.shared.database.node as &(dyn ToSql + Sync), &time];
@@ -257,6 +259,13 @@ impl Holder {
         let Some(row) = row else { return Ok(false) };
         self.shared.saw(row.try_get(0)?);
         Ok(true)
+    }
+}
+
+/// Deletes the rows of the feed up to this one.
+async fn trim_feed(shared: Arc<Shared>, old: i64) {
+    if let Err(error) = shared.readers.read(include_str!("trim_feed.sql"), &[&old]).await {
+        warn!(%error, "failed to delete old rows of the feed; trying again");
     }
 }
 
@@ -276,9 +285,10 @@ pub(super) async fn connect(database: &Database) -> Result<Link, OpenError> {
     Ok(link)
 }
 
-/// Asks for the lock, if `wants_lock`. Returns whether this connection has it now, and the time of the newest beat.
-async fn ask(link: &Link, shared: &Shared, wants_lock: bool) -> Result<(bool, f64), OpenError> {
-    let values: [&(dyn ToSql + Sync); 3] = [&SEAT_LOCK, &wants_lock, &shared.database.node];
+/// Asks for the lock, if this node may succeed another holder, or be the holder again. Returns whether this connection has it
+/// now, and the time of the newest beat.
+async fn ask(link: &Link, shared: &Shared, may_succeed: bool, may_return: bool) -> Result<(bool, f64), OpenError> {
+    let values: [&(dyn ToSql + Sync); 4] = [&SEAT_LOCK, &may_succeed, &may_return, &shared.database.node];
     let row = answer(link.client.query_one(include_str!("try_seat.sql"), &values)).await?;
     shared.saw(row.try_get(2)?);
     Ok((row.try_get(0)?, row.try_get(1)?))

@@ -1,7 +1,10 @@
 //! What readers and the writer share.
 
 use std::{
-    sync::{Arc, atomic::AtomicU8},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8},
+    },
     time::Duration,
 };
 
@@ -30,6 +33,8 @@ pub(super) struct Shared {
     pub(super) state: RwLock<State>,
     pub(super) feed: Mutex<Option<Arc<dyn Feed>>>,
     pub(super) trouble: Mutex<Option<String>>,
+    /// The trouble is that the database has no room: no other node could write either.
+    pub(super) is_full: AtomicBool,
     pub(super) lost: CancellationToken,
     /// Cancelled once this node asks for the seat no more, and leaves it.
     pub(super) leaving: CancellationToken,

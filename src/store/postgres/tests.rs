@@ -454,6 +454,24 @@ async fn a_process_that_another_has_replaced_under_its_name_ends() {
     let locking = format!("{ending}; select pg_advisory_lock({NAME_LOCK}, {})", name_number("a:1"));
     other.client.batch_execute(&locking).await.unwrap();
     timeout(PATIENCE, first.lost().cancelled()).await.unwrap();
+    let told = first.insert(job(0), request(0)).await.unwrap_err().to_string();
+    assert!(!told.contains("seat"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_take_over_was_not_answered_takes_the_seat_again_after_an_outage() {
+    let postgres = Postgres::start();
+    let url = postgres.create("jobs");
+    let (first, second) = (open(&url).await.unwrap(), open(&url).await.unwrap());
+    assert!(!second.seat().is_free().await);
+    let node = &second.shared.database.node;
+    let outage =
+        "select pg_terminate_backend(pid) from pg_stat_activity where starts_with(application_name, 'ceoagent ";
+    postgres.sql("jobs", &format!("update ceoagent.seat set holder = '{node}'; {outage}{node} ')"));
+    timeout(PATIENCE, first.lost().cancelled()).await.unwrap();
+    drop(first);
+    timeout(PATIENCE, second.seat().taken()).await.unwrap();
+    while second.insert(job(0), request(0)).await.is_err() {}
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -543,7 +561,11 @@ async fn the_seat_of_a_node_that_only_lost_the_connection_with_the_lock_is_not_f
     let other = database.connect().await.unwrap();
     // A lock that nobody has: as if the server had just ended that connection.
     let take = async || {
-        let row = other.client.query_one(include_str!("try_seat.sql"), &[&7_i64, &true, &database.node]).await.unwrap();
+        let row = other
+            .client
+            .query_one(include_str!("try_seat.sql"), &[&7_i64, &true, &true, &database.node])
+            .await
+            .unwrap();
         row.get::<_, bool>(0)
     };
     assert!(!take().await);

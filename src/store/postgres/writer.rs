@@ -121,7 +121,7 @@ impl Writer {
                 Some(command) => Some(command),
                 None => tokio::select! {
                     biased;
-                    () = lost.cancelled() => break,
+                    () = lost.cancelled() => return self.end(),
                     () = closed.cancelled() => {
                         self.fail("the connection to the database is gone");
                         if !self.reconnect().await {
@@ -140,16 +140,7 @@ impl Writer {
             let result = match command {
                 None => in_time(self.catch_up()).await,
                 Some(Command::Reset(reset)) => self.reset(reset).await,
-                // The seat's task waits no longer: another node may have the lock now.
-                Some(Command::TakeSeat(reply)) if reply.is_closed() => Ok(()),
-                Some(Command::TakeSeat(reply)) => {
-                    let taken = in_time(self.take_seat(true)).await;
-                    taken.map(|epoch| {
-                        if reply.send(()).is_ok() {
-                            self.seat(epoch)
-                        }
-                    })
-                }
+                Some(Command::TakeSeat(reply)) => in_time(self.take_seat_for(reply)).await,
                 Some(Command::LeaveSeat(reply)) => {
                     self.epoch = None;
                     let _ = reply.send(());
@@ -159,7 +150,7 @@ impl Writer {
             };
             match result {
                 Ok(()) => {}
-                Err(OpenError::SeatLost) => break,
+                Err(OpenError::SeatLost) => self.lose_seat(),
                 Err(error) => {
                     self.fail(&error.to_string());
                     if !self.reconnect().await {
@@ -168,9 +159,16 @@ impl Writer {
                 }
             }
         }
+    }
+
+    fn lose_seat(&self) {
         error!("another node has taken the seat; this process has to end");
         self.shared.set_trouble(Some("another node has taken the seat".to_owned()));
-        lost.cancel();
+        self.shared.lost.cancel();
+    }
+
+    fn end(&self) {
+        self.shared.trouble.lock().get_or_insert_with(|| "this process has to end; its log has the reason".to_owned());
     }
 
     fn fail(&self, reason: &str) {
@@ -190,6 +188,7 @@ impl Writer {
             let shared = Arc::clone(&self.shared);
             let connecting = async {
                 let session = Session::open(&shared.database).await?;
+                session.check_room().await?;
                 read_all(&shared, &session).await?;
                 Ok(session)
             };
@@ -207,16 +206,18 @@ impl Writer {
             }
             match connected {
                 Ok(()) => {
+                    self.shared.is_full.store(false, Ordering::Relaxed);
                     self.shared.set_trouble(None);
                     info!("the job store works again");
                     return true;
                 }
                 Err(OpenError::SeatLost) => {
-                    self.shared.lost.cancel();
+                    self.lose_seat();
                     return true;
                 }
                 Err(error) => {
                     warn!(%error, "failed to connect to the database; trying again");
+                    self.shared.is_full.store(matches!(error, OpenError::Full(_)), Ordering::Relaxed);
                     self.shared.set_trouble(Some(error.to_string()));
                 }
             }
@@ -225,6 +226,21 @@ impl Writer {
             }
             pause = (pause * 2).min(CONNECT_PAUSE.1);
         }
+    }
+
+    /// Takes the seat, if its task still waits for that: else another node may have the lock.
+    async fn take_seat_for(&mut self, reply: oneshot::Sender<()>) -> Result<(), OpenError> {
+        // It may take long. The former holder has the seat meanwhile.
+        let n = self.shared.state.read().n;
+        self.read_from(self.session.catch_up(n).await?).await?;
+        if reply.is_closed() {
+            return Ok(());
+        }
+        let epoch = self.take_seat(true).await?;
+        if reply.send(()).is_ok() {
+            self.seat(epoch);
+        }
+        Ok(())
     }
 
     /// Raises the epoch, and reads all that other nodes have committed under the former holder.

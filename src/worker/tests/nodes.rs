@@ -164,6 +164,25 @@ async fn a_node_that_lapses_during_its_claim_makes_no_call_and_its_permit_is_unu
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_job_that_was_stored_claimed_without_an_answer_is_released_at_once() {
+    let (nodes, mut told) = Nodes::new();
+    let (shop, _) = nodes.open("only").await;
+    let _together = make_calls(&shop);
+    Dispatcher::start(shop.worker.clone(), 1, &shop.tracker, &TaskTracker::new());
+    tokio::task::yield_now().await;
+    nodes.store.fail_after(0, Moment::After);
+    let request = JobRequest { query: "stored".to_owned(), ..JobRequest::default() };
+    assert!(shop.queue.enqueue(Submission { request, ..Submission::default() }).await.is_err());
+    let id = shop.worker.queue.running()[0].id;
+    let asked_at = Instant::now();
+    let done = shop.ended(id).await;
+    let outcomes: Vec<_> = done.attempts.iter().map(|attempt| attempt.outcome).collect();
+    assert_eq!(outcomes, [AttemptOutcome::Released, AttemptOutcome::Succeeded]);
+    assert!(asked_at.elapsed() < LEASE && told.recv().await.is_some() && told.try_recv().is_err());
+    shop.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stopped_attempt_keeps_its_part_of_the_budget_until_its_job_shows_its_end() {
     let (nodes, mut told) = Nodes::new();
     let (shop, node) = nodes.open("only").await;
