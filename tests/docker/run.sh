@@ -2,7 +2,8 @@
 # Builds the image in a real engine and runs compose from a fresh clone: ask through the published port, restart, kill,
 # upgrade, back up and restore. Part of tests/run.sh, which has installed what it needs. Takes root.
 #
-# Then three nodes behind the proxy, as docs/deploy.md has it: kill one, take everything down and up again.
+# Then three nodes behind the proxy, as docs/deploy.md has it: kill one, upgrade one after the other, take everything down
+# and up again.
 #
 # Uses the engine that runs, else starts one of its own, with all that it makes in one folder, and ends it afterwards.
 # Images are pulled where that can be done. Else stand-ins are made of Debian's packages and this machine's Rust.
@@ -236,6 +237,24 @@ until_true "a dispatcher" dispatcher
 docker kill "$(cluster ps -q "$node")" >/dev/null
 until_true "another question after the kill of a node" accepts "Does it go on?"
 known "$before" && known "$id" || fail "a question is lost after the kill of a node"
+say "An upgrade, node by node, as docs/deploy.md has it"
+sed -i 's/^ARG VERSION=next$/ARG VERSION=last/' Dockerfile
+previous="$(docker image inspect -f '{{.Id}}' "$image")"
+cluster build ceoagent
+next="$(docker image inspect -f '{{.Id}}' "$image")"
+[ "$next" != "$previous" ] || fail "the image of the nodes was not built again"
+node_healthy() { [ "$(docker inspect -f '{{.State.Health.Status}}' "$(cluster ps -q "$1")")" = healthy ]; }
+# In place of `docker compose`. docker-compose 1 has no --wait.
+upgrade() {
+    if docker compose version >/dev/null 2>&1; then cluster "$@"; else cluster "${@/#--wait/--no-build}"; fi
+    until_true "a healthy $node after its upgrade" node_healthy "$node"
+    [ "$(docker inspect -f '{{.Image}}' "$(cluster ps -q "$node")")" = "$next" ] || fail "$node runs the old image"
+    until_true "a question after the upgrade of $node" accepts "Does it go on after $node?"
+}
+loop="$(sed -n '/^for node in node1 /p' docs/deploy.md)"
+[[ "$loop" == *"docker compose up "*" --wait "* ]] || fail "docs/deploy.md has no upgrade node by node"
+eval "${loop//docker compose/upgrade}"
+known "$before" && known "$id" || fail "a question is lost after the upgrade"
 cluster down
 cluster up -d
 until_true "the same questions after down and up" known "$before"
