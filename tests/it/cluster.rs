@@ -43,8 +43,9 @@ pub(crate) const GREEDY: [&str; CLIENTS_PER_NODE] = ["ann", "bob", "cyd"];
 /// With [`Load::Greedy`], Claude is called so often at most. The clients submit more.
 pub(crate) const CALLS_PER_MINUTE: u32 = 1_800;
 
-/// Jobs of a greedy client that wait for their call.
-const GREED: usize = 6;
+/// How many jobs a client of each greedy caller has that wait for their call. In the order of submission, the last caller would
+/// get four times as many calls as the first.
+const GREED: [usize; GREEDY.len()] = [4, 8, 16];
 
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Load {
@@ -482,15 +483,15 @@ impl Asker {
     async fn run(&self, stop: &CancellationToken) {
         let client = client();
         let (own, other) = (self.number % self.nodes.len(), (self.number + 1) % self.nodes.len());
-        let most_waiting = if self.caller.is_some() { GREED } else { 1 };
+        let most_waiting = self.caller.map_or(1, |caller| GREED[caller]);
         let mut last = VecDeque::<(String, String)>::new();
         for n in 0.. {
             if stop.run_until_cancelled(sleep(PACE)).await.is_none() {
                 return;
             }
             let is_called = |query: &String| self.calls.lock().unwrap().questions.contains(query);
-            if self.caller.is_some() && last.len() == GREED && !last.front().is_some_and(|(_, query)| is_called(query))
-            {
+            let is_full = self.caller.is_some() && last.len() == most_waiting;
+            if is_full && !last.front().is_some_and(|(_, query)| is_called(query)) {
                 continue;
             }
             let Some(base) = self.nodes[own].base() else { continue };
