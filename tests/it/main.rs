@@ -13,7 +13,6 @@ mod cases;
 mod cgroup;
 mod cluster;
 mod cluster_faults;
-mod cluster_lease;
 mod cluster_marks;
 mod command_line;
 mod crash;
