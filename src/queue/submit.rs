@@ -349,7 +349,10 @@ impl Queue {
         let queue = self.clone();
         store_admitted(arrivals, async move {
             let inserting = queue.0.store.insert(job.clone(), Arc::clone(&request)).await;
-            let inserted = inserting.inspect_err(|_| queue.0.give_back(job.id))?;
+            if inserting.is_err() && job.is_running() {
+                queue.0.give_back(job.id);
+            }
+            let inserted = inserting?;
             if inserted != Insertion::Accepted {
                 queue.0.running.give_back(job.id);
             } else if let Some(hand) = hand {

@@ -253,7 +253,7 @@ impl WorkQueue {
                     (pause, is_repeated) = ((pause * 2).min(SETTLE_RETRY_MAX), true);
                 }
                 // It was stored before, and only the answer was lost.
-                Err(_) if is_repeated && self.has_outcome(job).await => break self.settled(job, disposition),
+                Err(_) if is_repeated && self.has_result(job).await => break self.settled(job, disposition),
                 Err(error) => {
                     self.0.metrics.leases_lost.inc();
                     warn!(job.id = %job.id, attempt = job.attempt, %error, "the result of an attempt is ignored, because the job is not its own any more");
@@ -276,8 +276,16 @@ impl WorkQueue {
     }
 
     /// Whether the history has this attempt with a result of its worker.
-    async fn has_outcome(&self, job: &Job) -> bool {
-        let Ok(Some(record)) = self.0.store.get(job.id).await else { return false };
+    async fn has_result(&self, job: &Job) -> bool {
+        let record = loop {
+            match self.0.store.get(job.id).await {
+                Err(StoreError::Unavailable { .. }) if !self.0.store.lost().is_cancelled() => {
+                    tokio::time::sleep(SETTLE_RETRY_MAX).await;
+                }
+                Ok(Some(record)) => break record,
+                _ => return false,
+            }
+        };
         let own =
             record.attempts.iter().find(|attempt| attempt.number == job.attempt || attempt.stands_for(job.attempt));
         own.is_some_and(|attempt| {

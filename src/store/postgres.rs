@@ -43,7 +43,7 @@ use std::{
     num::NonZeroU64,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -149,7 +149,7 @@ impl PostgresStore {
             state: RwLock::new(State::default()),
             feed: Mutex::default(),
             trouble: Mutex::default(),
-            is_full: AtomicBool::default(),
+            full: Mutex::default(),
             lost: CancellationToken::new(),
             leaving: CancellationToken::new(),
             standing: watch::Sender::new(Standing::Unknown),
@@ -261,7 +261,9 @@ impl PostgresStore {
     /// [`StoreError::Unavailable`].
     pub async fn is_alone(&self) -> Result<bool, StoreError> {
         if !self.seat().is_free().await {
-            return Ok(false);
+            let is_unknown = *self.shared.standing.borrow() == Standing::Unknown;
+            let reason = || "this process could not ask for the seat; the log has the reason".to_owned();
+            return if is_unknown { Err(StoreError::Unavailable { reason: reason() }) } else { Ok(false) };
         }
         let rows = self.read(include_str!("postgres/other_nodes.sql"), &[&self.shared.database.node]).await?;
         rows.first().map_or(Ok(false), |row| row.try_get(0).map(|others: bool| !others).map_err(broken))
@@ -297,7 +299,7 @@ impl PostgresStore {
     ) -> Result<T, StoreError> {
         let senders = self.lanes()?;
         // A transaction that gets no answer would let clients wait until it is given up.
-        if let Some(reason) = self.shared.trouble() {
+        if let Some(reason) = self.trouble() {
             return Err(StoreError::Unavailable { reason });
         }
         self.send(senders.new, needs, change).await
@@ -495,7 +497,7 @@ impl JobStore for PostgresStore {
     }
 
     fn trouble(&self) -> Option<String> {
-        self.shared.trouble()
+        self.shared.trouble().or_else(|| self.shared.full.lock().clone())
     }
 
     fn lost(&self) -> CancellationToken {

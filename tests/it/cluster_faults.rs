@@ -393,7 +393,13 @@ async fn a_full_disk_of_the_database_refuses_questions_and_costs_no_accepted_job
     let disk = LoopDisk::new(128);
     let postgres = Postgres::start_in(Some(folder_on(&disk)), None, &[]);
     let cluster = Cluster::start(&three(&postgres.create("jobs"))).await;
+    let before = cluster.nodes[0].ready().await.submit("Before the disk is full?").await;
     let ballast = fill(&disk, &cluster).await;
+    for node in &cluster.nodes {
+        let path = format!("/api/v1/jobs/{}", before.body["id"].as_str().unwrap());
+        let read = Service::at(node.base().unwrap()).get(&path).await;
+        assert_eq!(read.status, 200, "what is stored can be read: {:?}", read.body);
+    }
     fs::remove_file(&ballast).unwrap();
     let freed = Moment::now();
     for node in &cluster.nodes {

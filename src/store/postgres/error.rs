@@ -2,6 +2,8 @@
 
 use std::error::Error as _;
 
+use tokio_postgres::error::SqlState;
+
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error(
@@ -83,7 +85,8 @@ impl OpenError {
 
 impl From<tokio_postgres::Error> for OpenError {
     fn from(error: tokio_postgres::Error) -> OpenError {
-        OpenError::Connect(describe(&error))
+        let kind = if error.code() == Some(&SqlState::DISK_FULL) { OpenError::Full } else { OpenError::Connect };
+        kind(describe(&error))
     }
 }
 

@@ -15,10 +15,7 @@
 //! A holder that stops leaves the seat first. Its writer then compares the epoch no more, so that the end of its calls can be
 //! written while another node has the seat. It refuses claims instead.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -51,6 +48,9 @@ pub(super) const HOLDER_PAUSE: Duration = Duration::from_millis(500);
 /// A holder without a beat for so long is taken for lost.
 pub(super) const SILENCE: Duration = Duration::from_secs(5);
 
+/// A start waits no longer for an answer about the seat: the server may have no connection left for this question.
+const ASK_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// A holder has so long to come back after this node lost its own connection.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -64,10 +64,10 @@ const BEATS_PER_TRIM: u32 = 120;
 pub struct Seat(pub(super) watch::Receiver<Standing>);
 
 impl Seat {
-    /// Waits until this node has asked for the seat. True if it got it.
+    /// Waits until this node has asked for the seat, [`ASK_TIMEOUT`] at most. True if it got it.
     pub async fn is_free(&mut self) -> bool {
-        let standing = self.0.wait_for(|standing| *standing != Standing::Unknown).await;
-        standing.is_ok_and(|standing| *standing == Standing::Seated)
+        let standing = timeout(ASK_TIMEOUT, self.0.wait_for(|standing| *standing != Standing::Unknown)).await;
+        standing.is_ok_and(|standing| standing.is_ok_and(|standing| *standing == Standing::Seated))
     }
 
     /// Waits until this node has the seat. Then it has it until its store is lost.
@@ -194,7 +194,7 @@ impl Holder {
             match self.beat(&shared.clock).await {
                 Ok(true) => {
                     *shared.beat_at.lock() = sent_at;
-                    let is_broken = shared.trouble.lock().is_some() && !shared.is_full.load(Ordering::Relaxed);
+                    let is_broken = shared.trouble.lock().is_some();
                     broken_since = is_broken.then(|| broken_since.unwrap_or(sent_at));
                     if broken_since.is_some_and(|since: Instant| since.elapsed() > BROKEN) {
                         error!("this node can't write to the database; it leaves the seat to another and ends");

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::{
     batch::{AuditEntry, Batch, Entry, Key, Needs},
     columns::{Columns, LedgerRows},
-    connection::{Database, HINT_CHANNEL, Link, answer, in_time},
-    error::{OpenError, describe},
+    connection::{Database, HINT_CHANNEL, Link, answer},
+    error::OpenError,
     feed::MAX_ROWS,
     state::{Counts, State},
 };
@@ -28,7 +28,7 @@ use crate::{
 pub(super) const WRITE_LOCK: i64 = i64::from_be_bytes(*b"ceoagen3");
 
 /// A file of some 300 KiB, for a moment. A row may find room in an old one on a full disk.
-const NEEDS_ROOM: &str = "begin; create temporary table room as select n from generate_series(1, 10000) n; rollback";
+const NEEDS_ROOM: &str = "create temporary table room on commit drop as select n from generate_series(1, 10000) n";
 
 /// Idempotency keys that a batch forgets.
 pub(super) const FORGOTTEN_KEYS: i64 = 1_024;
@@ -78,14 +78,7 @@ impl Session {
 
     /// Fails with [`OpenError::Full`] if the database has no room.
     pub(super) async fn check_room(&self) -> Result<(), OpenError> {
-        in_time(async {
-            let refused = |error: tokio_postgres::Error| match error.as_db_error() {
-                Some(_) => OpenError::Full(describe(&error)),
-                None => error.into(),
-            };
-            self.link.client.batch_execute(NEEDS_ROOM).await.map_err(refused)
-        })
-        .await
+        answer(self.link.client.batch_execute(NEEDS_ROOM)).await
     }
 
     /// Sets the clock to the database's, and to the service time that the last holder of the seat has saved.

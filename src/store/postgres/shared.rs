@@ -1,10 +1,7 @@
 //! What readers and the writer share.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU8},
-    },
+    sync::{Arc, atomic::AtomicU8},
     time::Duration,
 };
 
@@ -33,8 +30,9 @@ pub(super) struct Shared {
     pub(super) state: RwLock<State>,
     pub(super) feed: Mutex<Option<Arc<dyn Feed>>>,
     pub(super) trouble: Mutex<Option<String>>,
-    /// The trouble is that the database has no room: no other node could write either.
-    pub(super) is_full: AtomicBool,
+    /// Why nothing new is stored, and no call begins whose answer could not be: the database has no room. It can be read, and
+    /// old jobs can be removed.
+    pub(super) full: Mutex<Option<String>>,
     pub(super) lost: CancellationToken,
     /// Cancelled once this node asks for the seat no more, and leaves it.
     pub(super) leaving: CancellationToken,

@@ -15,7 +15,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{sleep, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_postgres::Row;
 use tracing::{error, info, warn};
@@ -46,6 +46,9 @@ const WORK_TIMEOUT: Duration = ANSWER_TIMEOUT.saturating_mul(2);
 
 /// Longest read of all pending jobs while commands fail, or before there are any.
 const READ_TIMEOUT: Duration = Duration::from_mins(5);
+
+/// How often the writer looks whether a full database has room again.
+const ROOM_PAUSE: Duration = Duration::from_secs(1);
 
 /// Longest wait for the end of a transaction that failed.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -114,7 +117,8 @@ impl Writer {
 
     pub(super) async fn run(mut self) {
         let lost = self.shared.lost.clone();
-        let mut newest = self.shared.newest.subscribe();
+        let (mut newest, mut looks) = (self.shared.newest.subscribe(), interval(ROOM_PAUSE));
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let closed = self.session.link.closed.clone();
             let command = match self.next.take() {
@@ -123,10 +127,14 @@ impl Writer {
                     biased;
                     () = lost.cancelled() => return self.end(),
                     () = closed.cancelled() => {
-                        self.fail("the connection to the database is gone");
+                        self.fail(&OpenError::Connect("the connection is gone".to_owned()));
                         if !self.reconnect().await {
                             return;
                         }
+                        continue;
+                    }
+                    _ = looks.tick(), if self.shared.full.lock().is_some() => {
+                        self.look_for_room().await;
                         continue;
                     }
                     Ok(()) = self.session.link.newest.changed() => None,
@@ -152,7 +160,7 @@ impl Writer {
                 Ok(()) => {}
                 Err(OpenError::SeatLost) => self.lose_seat(),
                 Err(error) => {
-                    self.fail(&error.to_string());
+                    self.fail(&error);
                     if !self.reconnect().await {
                         return;
                     }
@@ -171,11 +179,23 @@ impl Writer {
         self.shared.trouble.lock().get_or_insert_with(|| "this process has to end; its log has the reason".to_owned());
     }
 
-    fn fail(&self, reason: &str) {
+    /// A connection that fails is found by what it is used for next.
+    async fn look_for_room(&self) {
+        if self.session.check_room().await.is_ok() {
+            *self.shared.full.lock() = None;
+            info!("the database has room again");
+        }
+    }
+
+    fn fail(&self, error: &OpenError) {
+        let reason = error.to_string();
+        if matches!(error, OpenError::Full(_)) {
+            *self.shared.full.lock() = Some(reason.clone());
+        }
         if !self.shared.lost.is_cancelled() {
             error!(reason, "the job store failed; connecting to the database again");
         }
-        self.shared.set_trouble(Some(reason.to_owned()));
+        self.shared.set_trouble(Some(reason));
     }
 
     /// Connects again, however long it takes. Meanwhile all commands fail. False if the store was closed.
@@ -188,7 +208,6 @@ impl Writer {
             let shared = Arc::clone(&self.shared);
             let connecting = async {
                 let session = Session::open(&shared.database).await?;
-                session.check_room().await?;
                 read_all(&shared, &session).await?;
                 Ok(session)
             };
@@ -206,7 +225,6 @@ impl Writer {
             }
             match connected {
                 Ok(()) => {
-                    self.shared.is_full.store(false, Ordering::Relaxed);
                     self.shared.set_trouble(None);
                     info!("the job store works again");
                     return true;
@@ -217,7 +235,6 @@ impl Writer {
                 }
                 Err(error) => {
                     warn!(%error, "failed to connect to the database; trying again");
-                    self.shared.is_full.store(matches!(error, OpenError::Full(_)), Ordering::Relaxed);
                     self.shared.set_trouble(Some(error.to_string()));
                 }
             }
