@@ -179,9 +179,9 @@ impl Writer {
         self.shared.trouble.lock().get_or_insert_with(|| "this process has to end; its log has the reason".to_owned());
     }
 
-    /// A connection that fails is found by what it is used for next.
     async fn look_for_room(&self) {
-        if self.session.check_room().await.is_ok() {
+        // After another error the next batch shows whether there is room.
+        if !matches!(self.session.check_room().await, Err(OpenError::Full(_))) {
             *self.shared.full.lock() = None;
             info!("the database has room again");
         }
