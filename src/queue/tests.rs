@@ -302,17 +302,6 @@ impl Expected {
         }
     }
 
-    /// Whether a worker has stored a result of this attempt.
-    fn has_result(&self, attempt: u32) -> bool {
-        use AttemptOutcome::{Failed, Released, Succeeded};
-        self.history.iter().any(|(number, outcome)| match outcome {
-            Failed | Succeeded => *number == attempt,
-            // It stands for those before.
-            Released => *number >= attempt,
-            _ => false,
-        })
-    }
-
     fn give_back(&mut self, run_at: Timestamp) {
         // Releases in a row are one entry.
         self.history.pop_if(|(_, outcome)| *outcome == AttemptOutcome::Released);
@@ -861,12 +850,11 @@ impl World {
         let ended = |job: &Expected| matches!(job.state, JobState::Failed { .. } | JobState::Cancelled);
         let ended: HashSet<JobId> = self.jobs.iter().filter(|job| ended(job)).map(|job| job.id).collect();
         let results = join_all(works.iter().map(|(op, job, id)| act(&self.queue, op, job.as_ref(), *id))).await;
-        let fired = self.store.take_fired().first().copied();
-        let is_repeated = |id| fired.is_some_and(|(call, _)| call == Call::Transition(id));
-        let fired = fired.map(|(_, moment)| moment);
+        let fired = self.store.take_fired();
+        let fired = fired.first().map(|(_, moment)| *moment);
         let policy = self.policy.clone();
         for ((op, claimed, id), done) in works.into_iter().zip(results) {
-            let owns = claimed.as_ref().is_some_and(|claimed| self.job(id).is_some_and(|job| job.owned_by(claimed)));
+            let owns = claimed.is_some_and(|claimed| self.job(id).is_some_and(|job| job.owned_by(&claimed)));
             let Some(job) = self.jobs.iter_mut().find(|job| job.id == id) else {
                 // It was pruned, or never was.
                 match (&done, fired) {
@@ -879,9 +867,6 @@ impl World {
             };
             match (op, done) {
                 (Op::Settle(_, how), Done::Settled) => {
-                    // It is tried again until the store answers. Then what was stored the first time is not late.
-                    let is_known = claimed.is_some_and(|claimed| is_repeated(id) && job.has_result(claimed.attempt));
-                    self.late += u64::from(!owns && !is_known);
                     if owns {
                         job.settle(how, &policy, now);
                         let answered = job.question.filter(|_| job.state == JobState::Succeeded);
@@ -890,6 +875,8 @@ impl World {
                             self.jobs.iter_mut().filter(same).for_each(|job| job.share(now));
                         }
                     }
+                    // It is tried again until the store answers; what was done already is then refused.
+                    self.late += u64::from(!owns || fired == Some(Moment::After));
                 }
                 (Op::Requeue(_), Done::Changed(Err(QueueError::Conflict(_)))) if !ended.contains(&id) => {}
                 (Op::Requeue(_), Done::Changed(Err(QueueError::Refused(Refused::Full { .. })))) => {

@@ -24,10 +24,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     digest::Lane,
-    job::{
-        AtRisk, Attempt, AttemptOutcome, AttemptReport, FailureClass, Job, JobEvent, JobId, JobRequest,
-        disposition::Disposition,
-    },
+    job::{AtRisk, Attempt, AttemptReport, FailureClass, Job, JobEvent, JobId, JobRequest, disposition::Disposition},
     process,
     store::{ClaimedJob, StoreError},
 };
@@ -238,7 +235,7 @@ impl WorkQueue {
     /// Settles an attempt, durably. As long as the store is unavailable it tries again: the answer is paid for. A job
     /// that is not the attempt's any more stays as it is.
     pub async fn settle(&self, job: &Job, disposition: &Disposition, report: AttemptReport) {
-        let (mut pause, mut is_repeated) = (Duration::from_millis(100), false);
+        let mut pause = Duration::from_millis(100);
         let event = event_after(job, disposition, report, &self.0.policy.retries, process::random_unit(), self.0.now());
         loop {
             match self.0.transition(job.id, event.clone()).await {
@@ -250,10 +247,8 @@ impl WorkQueue {
                         // This process can store nothing more.
                         break;
                     }
-                    (pause, is_repeated) = ((pause * 2).min(SETTLE_RETRY_MAX), true);
+                    pause = (pause * 2).min(SETTLE_RETRY_MAX);
                 }
-                // It was stored before, and only the answer was lost.
-                Err(_) if is_repeated && self.has_result(job).await => break self.settled(job, disposition),
                 Err(error) => {
                     self.0.metrics.leases_lost.inc();
                     warn!(job.id = %job.id, attempt = job.attempt, %error, "the result of an attempt is ignored, because the job is not its own any more");
@@ -273,24 +268,5 @@ impl WorkQueue {
             self.0.service_time.observe(&kind, observed);
             self.0.order.send_hint(Hint::Lasted { kind, observed });
         }
-    }
-
-    /// Whether the history has this attempt with a result of its worker.
-    async fn has_result(&self, job: &Job) -> bool {
-        let record = loop {
-            match self.0.store.get(job.id).await {
-                Err(StoreError::Unavailable { .. }) if !self.0.store.lost().is_cancelled() => {
-                    tokio::time::sleep(SETTLE_RETRY_MAX).await;
-                }
-                Ok(Some(record)) => break record,
-                _ => return false,
-            }
-        };
-        let own =
-            record.attempts.iter().find(|attempt| attempt.number == job.attempt || attempt.stands_for(job.attempt));
-        own.is_some_and(|attempt| {
-            use AttemptOutcome::{Failed, Released, Succeeded};
-            matches!(attempt.outcome, Failed | Released | Succeeded)
-        })
     }
 }

@@ -246,19 +246,6 @@ async fn the_late_settle_of_an_attempt_that_has_lost_its_job_changes_nothing() {
     shop.close().await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_result_whose_commit_was_not_answered_is_not_reported_as_ignored() {
-    let (shop, _told) = endless().await;
-    // After the insert, which brings the job already claimed.
-    shop.store.fail_after(1, Moment::After);
-    let done = shop.ended(shop.ask("one").await).await;
-    assert_eq!((done.job.state, done.attempts.len()), (JobState::Succeeded, 1));
-    assert_eq!(shop.store.take_fired().len(), 1);
-    let metrics = shop.metrics.clone();
-    shop.close().await;
-    assert_eq!(metrics.leases_lost.get(), 0);
-}
-
 #[tokio::test]
 async fn an_attempt_stops_at_once_when_its_job_is_cancelled_or_taken_from_it() {
     let (shop, mut told) = endless().await;
