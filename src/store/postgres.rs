@@ -261,9 +261,11 @@ impl PostgresStore {
     /// [`StoreError::Unavailable`].
     pub async fn is_alone(&self) -> Result<bool, StoreError> {
         if !self.seat().is_free().await {
-            let is_unknown = *self.shared.standing.borrow() == Standing::Unknown;
-            let reason = || "this process could not ask for the seat; the log has the reason".to_owned();
-            return if is_unknown { Err(StoreError::Unavailable { reason: reason() }) } else { Ok(false) };
+            if *self.shared.standing.borrow() == Standing::Unknown {
+                let reason = "this process could not ask for the seat; the log has the reason".to_owned();
+                return Err(StoreError::Unavailable { reason });
+            }
+            return Ok(false);
         }
         let rows = self.read(include_str!("postgres/other_nodes.sql"), &[&self.shared.database.node]).await?;
         rows.first().map_or(Ok(false), |row| row.try_get(0).map(|others: bool| !others).map_err(broken))

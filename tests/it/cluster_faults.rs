@@ -23,7 +23,7 @@ use crate::{
 
 const KILL_PAUSE: Duration = Duration::from_secs(3);
 
-/// All clients have one address, and together ask less often, whoever counts.
+/// More than all clients submit together. They have one address, so they share this quota.
 const SUBMITS_PER_MINUTE: &str = "12000";
 
 /// Seconds of a scenario: `short` in the normal run.

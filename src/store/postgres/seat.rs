@@ -67,7 +67,7 @@ impl Seat {
     /// Waits until this node has asked for the seat, [`ASK_TIMEOUT`] at most. True if it got it.
     pub async fn is_free(&mut self) -> bool {
         let standing = timeout(ASK_TIMEOUT, self.0.wait_for(|standing| *standing != Standing::Unknown)).await;
-        standing.is_ok_and(|standing| standing.is_ok_and(|standing| *standing == Standing::Seated))
+        matches!(standing, Ok(Ok(standing)) if *standing == Standing::Seated)
     }
 
     /// Waits until this node has the seat. Then it has it until its store is lost.

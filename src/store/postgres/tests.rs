@@ -53,6 +53,14 @@ async fn open_member(url: &str, member: &Member<'_>) -> Result<PostgresStore, Op
     PostgresStore::open(&SecretString::from(url), member, Clock::manual(at(0)), Metrics::new()).await
 }
 
+/// Two nodes. The first has the seat.
+async fn two_nodes(postgres: &Postgres) -> (PostgresStore, PostgresStore) {
+    let url = postgres.create("jobs");
+    let (first, second) = (open(&url).await.unwrap(), open(&url).await.unwrap());
+    assert!(!second.seat().is_free().await);
+    (first, second)
+}
+
 async fn until(is_so: impl Fn() -> bool) {
     let waiting = async {
         while !is_so() {
@@ -377,9 +385,7 @@ async fn a_node_hears_of_a_setting_that_its_former_connection_still_commits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_dispatcher_has_read_all_that_was_written_before_it_took_the_seat() {
     let postgres = Postgres::start();
-    let url = postgres.create("jobs");
-    let (first, second) = (open(&url).await.unwrap(), open(&url).await.unwrap());
-    assert!(!second.seat().is_free().await);
+    let (first, second) = two_nodes(&postgres).await;
     let _heard = Heard::of(&second).await;
     first.insert(job(0), request(0)).await.unwrap();
     let read = || second.shared.state.read().n;
@@ -461,9 +467,7 @@ async fn a_process_that_another_has_replaced_under_its_name_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_take_over_was_not_answered_takes_the_seat_again_after_an_outage() {
     let postgres = Postgres::start();
-    let url = postgres.create("jobs");
-    let (first, second) = (open(&url).await.unwrap(), open(&url).await.unwrap());
-    assert!(!second.seat().is_free().await);
+    let (first, second) = two_nodes(&postgres).await;
     let node = &second.shared.database.node;
     let outage =
         "select pg_terminate_backend(pid) from pg_stat_activity where starts_with(application_name, 'ceoagent ";

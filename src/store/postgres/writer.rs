@@ -175,6 +175,7 @@ impl Writer {
         self.shared.lost.cancel();
     }
 
+    /// The store was lost, and who found that has logged why.
     fn end(&self) {
         self.shared.trouble.lock().get_or_insert_with(|| "this process has to end; its log has the reason".to_owned());
     }
@@ -248,8 +249,7 @@ impl Writer {
     /// Takes the seat, if its task still waits for that: else another node may have the lock.
     async fn take_seat_for(&mut self, reply: oneshot::Sender<()>) -> Result<(), OpenError> {
         // It may take long. The former holder has the seat meanwhile.
-        let n = self.shared.state.read().n;
-        self.read_from(self.session.catch_up(n).await?).await?;
+        self.read_news().await?;
         if reply.is_closed() {
             return Ok(());
         }
@@ -264,7 +264,10 @@ impl Writer {
     async fn take_seat(&self, is_first: bool) -> Result<i64, OpenError> {
         let n = self.shared.state.read().n;
         let (news, epoch) = self.session.take_seat(n, &self.shared.database.node, is_first, &self.shared.clock).await?;
-        self.read_from(news).await?;
+        self.read_missing(self.apply(&news)).await?;
+        if feed::is_full(&news) {
+            self.read_news().await?;
+        }
         Ok(epoch)
     }
 
@@ -362,23 +365,23 @@ impl Writer {
         }
     }
 
-    /// Reads what other nodes have committed.
+    /// Reads what other nodes have committed, if this node was notified of any of it.
     async fn catch_up(&mut self) -> Result<(), OpenError> {
         let newest = (*self.session.link.newest.borrow_and_update()).max(*self.shared.newest.borrow());
         let n = self.shared.state.read().n;
         // Else it is a commit of this node, or one that it has read under the lock.
-        if n < newest { self.read_from(self.session.catch_up(n).await?).await } else { Ok(()) }
+        if n < newest { self.read_news().await } else { Ok(()) }
     }
 
-    /// Applies these rows of the feed, and all that follow.
-    async fn read_from(&self, mut rows: Vec<Row>) -> Result<(), OpenError> {
+    /// Reads all that other nodes have committed.
+    async fn read_news(&self) -> Result<(), OpenError> {
         loop {
+            let n = self.shared.state.read().n;
+            let rows = self.session.catch_up(n).await?;
             self.read_missing(self.apply(&rows)).await?;
             if !feed::is_full(&rows) {
                 return Ok(());
             }
-            let n = self.shared.state.read().n;
-            rows = self.session.catch_up(n).await?;
         }
     }
 
