@@ -64,7 +64,9 @@ pub(crate) fn assert_one_call_an_attempt(jobs: &[Value], received: &[Received]) 
 pub(crate) async fn settled_usage(services: &[Service]) -> Value {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let total = services[0].admin_get("/api/v1/admin/jobs?limit=1").await.body["total"].clone();
+        let jobs = services[0].admin_get("/api/v1/admin/jobs?limit=1").await;
+        assert_eq!(jobs.status, 200, "{jobs:?}");
+        let total = &jobs.body["total"];
         let all: u64 = total.as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
         let mut usages = Vec::new();
         for service in services {

@@ -8,7 +8,7 @@ use tokio::{
     sync::{broadcast, watch},
     time::timeout,
 };
-use tokio_postgres::{AsyncMessage, Client, Config, config::TargetSessionAttrs};
+use tokio_postgres::{AsyncMessage, Client, Config, SimpleQueryMessage, config::TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -146,9 +146,10 @@ impl Database {
             check(&client).await?;
             Ok(Link { client, closed, newest })
         };
-        timeout(CONNECT_TIMEOUT * 2, connecting)
-            .await
-            .unwrap_or_else(|_| Err(OpenError::Connect("no answer".to_owned())))
+        timeout(CONNECT_TIMEOUT * 2, connecting).await.unwrap_or_else(|_| {
+            let seconds = (CONNECT_TIMEOUT * 2).as_secs();
+            Err(OpenError::Connect(format!("no answer in {seconds} s, as from a pooler that has no connection left")))
+        })
     }
 }
 
@@ -207,8 +208,15 @@ async fn check(client: &Client) -> Result<(), OpenError> {
 
 /// Refuses a pooler that gives the server connection of an idle client to another: the seat is a lock of a session.
 async fn check_session(client: &Client, other: &Client) -> Result<(), OpenError> {
-    const PID: &str = "select pg_backend_pid()";
-    let pid = async |client: &Client| Ok::<i32, OpenError>(client.query_one(PID, &[]).await?.try_get(0)?);
+    // Not prepared: a statement is closed after its answer has come, and its client has the server connection until then.
+    let pid = async |client: &Client| {
+        let answer = client.simple_query("select pg_backend_pid()").await?;
+        let pid = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        pid.ok_or_else(|| OpenError::Connect("the server does not tell its process".to_owned()))
+    };
     // Other nodes may use the pooler at the same moment, so that a single look can miss it.
     for _ in 0..POOLER_LOOKS {
         let before = pid(client).await?;

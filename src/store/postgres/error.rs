@@ -85,7 +85,12 @@ impl OpenError {
 
 impl From<tokio_postgres::Error> for OpenError {
     fn from(error: tokio_postgres::Error) -> OpenError {
-        let kind = if error.code() == Some(&SqlState::DISK_FULL) { OpenError::Full } else { OpenError::Connect };
+        let is = |state| error.code() == Some(&state);
+        // A statement's name is its connection's own.
+        if is(SqlState::DUPLICATE_PSTATEMENT) || is(SqlState::INVALID_SQL_STATEMENT_NAME) {
+            return OpenError::Pooled;
+        }
+        let kind = if is(SqlState::DISK_FULL) { OpenError::Full } else { OpenError::Connect };
         kind(describe(&error))
     }
 }
