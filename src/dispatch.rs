@@ -35,7 +35,7 @@ use crate::{
     job::{Attempt, AttemptOutcome, Job, Owner},
     limits::Permit,
     process,
-    queue::{Claim, Lanes, Preview, Proposal, Reserved, Standby},
+    queue::{Choice, Claim, Lanes, Preview, Proposal, QueueError, Reserved, Standby},
     worker::{Worker, settle_permit},
 };
 
@@ -75,6 +75,7 @@ struct Place<A> {
     dispatcher: Dispatcher<A>,
     slot: OwnedSemaphorePermit,
     permit: Permit,
+    _choice: Choice,
     /// The trackers wait for the claim and the attempt from now on.
     _tokens: [TaskTrackerToken; 2],
 }
@@ -163,12 +164,16 @@ impl<A: Analyst> Dispatcher<A> {
 
     async fn claim(self, proposal: Proposal, mut permit: Permit, slot: OwnedSemaphorePermit, token: TaskTrackerToken) {
         let Inner { worker: Worker { queue, limits, .. }, prefetch, .. } = &*self.0;
-        if let Some((node, preview, asks)) = self.elsewhere(&proposal, &mut permit).await {
-            return self.claim_for(node, asks, proposal, &preview, permit, token).await;
+        let mut choice = queue.least_busy_node();
+        if let Some((node, preview, asks)) = self.elsewhere(&choice, &proposal, &mut permit).await {
+            let claimed = queue.claim_for(node, asks, proposal, &preview.request).await;
+            drop((choice, token));
+            return self.follow(claimed, &preview, permit).await;
         }
+        choice.keep();
         let begun = Instant::now();
         let claimed = queue.claim(proposal).await;
-        drop(token);
+        drop((choice, token));
         match claimed {
             Ok(Some(claim)) => {
                 limits.claim_ahead(prefetch.claimed(begun.elapsed(), limits.calls_at_once(None)));
@@ -183,26 +188,22 @@ impl<A: Analyst> Dispatcher<A> {
     }
 
     /// The node that is to make the call instead of this one, if any. The permit is for this call then.
-    async fn elsewhere(&self, proposal: &Proposal, permit: &mut Permit) -> Option<(Owner, Preview, ModelKey)> {
+    async fn elsewhere(
+        &self,
+        choice: &Choice,
+        proposal: &Proposal,
+        permit: &mut Permit,
+    ) -> Option<(Owner, Preview, ModelKey)> {
         let worker = &self.0.worker;
-        let node = worker.queue.least_busy_node().filter(|_| !permit.is_ahead())?;
+        let node = choice.elsewhere().filter(|_| !permit.is_ahead())?;
         let preview = worker.queue.preview(proposal).await?;
         let asks = worker.admit(&preview, permit)?;
         Some((node, preview, asks))
     }
 
-    async fn claim_for(
-        &self,
-        node: Owner,
-        asks: ModelKey,
-        proposal: Proposal,
-        preview: &Preview,
-        permit: Permit,
-        token: TaskTrackerToken,
-    ) {
+    /// Follows the attempt that a claim for another node has begun.
+    async fn follow(&self, claimed: Result<Option<Job>, QueueError>, preview: &Preview, permit: Permit) {
         let queue = &self.0.worker.queue;
-        let claimed = queue.claim_for(node, asks, proposal, &preview.request).await;
-        drop(token);
         match claimed {
             Ok(Some(job)) => return self.attend(&job, permit).await,
             Ok(None) => {}
@@ -277,18 +278,22 @@ impl<A: Analyst> Standby for Inner<A> {
         // Before the check, so that a stop that begins here waits for it.
         let tokens = [self.tracker.token(), self.claims.token()];
         let queue = &self.worker.queue;
-        if self.worker.closing.is_cancelled() || queue.is_store_down() || queue.least_busy_node().is_some() {
+        if self.worker.closing.is_cancelled() || queue.is_store_down() {
+            return None;
+        }
+        let choice = queue.least_busy_node();
+        if choice.elsewhere().is_some() {
             return None;
         }
         let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;
         let permit = self.worker.limits.try_permit(lane)?;
-        Some(Box::new(Place { dispatcher: Dispatcher(self), slot, permit, _tokens: tokens }))
+        Some(Box::new(Place { dispatcher: Dispatcher(self), slot, permit, _choice: choice, _tokens: tokens }))
     }
 }
 
 impl<A: Analyst> Reserved for Place<A> {
     fn start(self: Box<Self>, claim: Claim) {
-        let Place { dispatcher, slot, permit, _tokens } = *self;
+        let Place { dispatcher, slot, permit, _choice, _tokens } = *self;
         let tracker = dispatcher.0.tracker.clone();
         tracker.spawn(process::task(async move { dispatcher.attempt(claim, permit, slot).await }));
     }

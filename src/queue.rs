@@ -79,7 +79,7 @@ pub use self::{
     board::Proposal,
     claim::{Claim, Reserved, Standby},
     draft::Draft,
-    elsewhere::Preview,
+    elsewhere::{Choice, Preview},
     error::QueueError,
     fair_queue::Lanes,
     follow::{Follower, News, Seen},

@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{sync::mpsc, time::Instant};
 use tracing::{info, warn};
 
@@ -39,6 +40,42 @@ pub struct Preview {
     pub refused_by: Vec<String>,
 }
 
+/// The node that is to make an attempt. Counts as busy with it until this is dropped, which is to be once the claim is stored.
+#[derive(Debug)]
+pub struct Choice {
+    node: Owner,
+    own: Owner,
+    /// The node of each choice.
+    all: Arc<Mutex<Vec<Owner>>>,
+}
+
+impl Choice {
+    /// `None` is this node.
+    pub fn elsewhere(&self) -> Option<Owner> {
+        Some(self.node).filter(|node| *node != self.own)
+    }
+
+    /// This node makes the attempt after all.
+    pub fn keep(&mut self) {
+        self.replace(Some(self.own));
+        self.node = self.own;
+    }
+
+    fn replace(&self, by: Option<Owner>) {
+        let mut all = self.all.lock();
+        if let Some(place) = all.iter().position(|node| *node == self.node) {
+            all.swap_remove(place);
+        }
+        all.extend(by);
+    }
+}
+
+impl Drop for Choice {
+    fn drop(&mut self) {
+        self.replace(None);
+    }
+}
+
 impl Inner {
     fn assign(&self, job: &Arc<Job>) {
         listener::assign(&self.assigned, &self.running, self.owner(), job);
@@ -52,20 +89,25 @@ impl Inner {
 }
 
 impl WorkQueue {
-    /// The node that is to make the next attempt: of those that are ready, the one with the fewest under way. `None` is this
-    /// one. Where no node is ready, this one makes the calls, so that a node that is alone goes on.
-    pub fn least_busy_node(&self) -> Option<Owner> {
+    /// The node that is to make the next attempt: of those that are ready, the one with the fewest under way. Where no node is
+    /// ready, this one makes the calls, so that a node that is alone goes on.
+    pub fn least_busy_node(&self) -> Choice {
         let (own, mut ready) = (self.0.owner(), self.0.policy.nodes.ready());
-        if ready.iter().all(|node| *node == own) {
-            return None;
-        }
         let mut passed_over = self.0.passed_over.lock();
         passed_over.retain(|(_, at)| at.elapsed() < PASS_OVER);
         ready.retain(|node| *node == own || passed_over.iter().all(|(over, _)| over != node));
         drop(passed_over);
-        let running = self.0.board.running();
-        let load = |node: &Owner| running.iter().filter(|job| job.owner == Some(*node)).count();
-        ready.into_iter().min_by_key(|node| (load(node), *node != own)).filter(|node| *node != own)
+        let mut all = self.0.choices.lock();
+        let node = if ready.iter().all(|node| *node == own) {
+            own
+        } else {
+            let running = self.0.board.running();
+            let under_way = || running.iter().filter_map(|job| job.owner).chain(all.iter().copied());
+            let load = |node| under_way().filter(|owner| *owner == node).count();
+            ready.into_iter().min_by_key(|node| (load(*node), *node != own)).unwrap_or(own)
+        };
+        all.push(node);
+        Choice { node, own, all: Arc::clone(&self.0.choices) }
     }
 
     /// Whether this node is ready to make calls.

@@ -68,6 +68,8 @@ pub(super) struct Inner {
     pub(super) assigned: Assigned,
     /// Nodes that lately released what they were given.
     pub(super) passed_over: Mutex<Vec<(Owner, Instant)>>,
+    /// The node of each claim that is on its way.
+    pub(super) choices: Arc<Mutex<Vec<Owner>>>,
     /// Text of attempts on other nodes, and the way of ours to them.
     pub(super) relay: Option<Relay>,
     /// Signalled when a job is ready.
@@ -130,6 +132,7 @@ impl Queue {
             own,
             assigned: Arc::default(),
             passed_over: Mutex::default(),
+            choices: Arc::default(),
             relay,
             ready,
             standby: Mutex::default(),

@@ -6,6 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use futures_util::future::join_all;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
@@ -38,6 +39,7 @@ struct Pair {
 struct Nodes {
     store: Arc<FaultStore<MemoryStore>>,
     live: Live,
+    calls_at_once: usize,
     sender: mpsc::UnboundedSender<(&'static str, &'static str)>,
 }
 
@@ -45,12 +47,13 @@ impl Nodes {
     fn new() -> (Nodes, mpsc::UnboundedReceiver<(&'static str, &'static str)>) {
         let (sender, told) = mpsc::unbounded_channel();
         let store = Arc::new(FaultStore::over(MemoryStore::default()));
-        (Nodes { store, live: Live::default(), sender }, told)
+        (Nodes { store, live: Live::default(), calls_at_once: 2, sender }, told)
     }
 
     async fn open(&self, name: &'static str) -> (Shop, Arc<OneOfMany>) {
         let node = Arc::new(OneOfMany::new(Owner::new(name, 1), &self.live));
-        let policy = Policy { nodes: Arc::clone(&node) as _, workers: 2, lease: LEASE, ..Policy::plain() };
+        let policy =
+            Policy { nodes: Arc::clone(&node) as _, workers: self.calls_at_once, lease: LEASE, ..Policy::plain() };
         let sender = self.sender.clone();
         let script = move |query: &str| {
             let _ = sender.send((name, "started"));
@@ -72,10 +75,15 @@ fn make_calls(shop: &Shop) -> AbortOnDropHandle<()> {
 }
 
 async fn pair() -> Pair {
+    pair_with(2).await
+}
+
+async fn pair_with(calls_at_once: usize) -> Pair {
     let (nodes, told) = Nodes::new();
+    let nodes = Nodes { calls_at_once, ..nodes };
     let ((first, _), (second, second_node)) = (nodes.open("first").await, nodes.open("second").await);
     let together = make_calls(&second);
-    Dispatcher::start(first.worker.clone(), 2, &first.tracker, &TaskTracker::new());
+    Dispatcher::start(first.worker.clone(), calls_at_once, &first.tracker, &TaskTracker::new());
     Pair { first, second, second_node, live: nodes.live, told, _together: together }
 }
 
@@ -97,6 +105,26 @@ async fn the_less_busy_node_makes_a_call_and_its_end_makes_room_for_the_next() {
     assert_eq!(pair.told.recv().await, Some(("second", "started")));
     assert_eq!((done.job.state, done.attempts.len()), (JobState::Succeeded, 1));
     pair.first.queue.cancel(own).await.unwrap();
+    pair.first.close().await;
+    pair.second.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_is_spread_over_the_nodes_while_its_claims_are_on_their_way() {
+    let mut pair = pair_with(4).await;
+    pair.first.store.break_down(Outage::Slow(Duration::from_secs(1)));
+    let asked = || join_all((0..4).map(|_| pair.first.ask("endless")));
+    let jobs = asked().await;
+    let mut told = Vec::new();
+    for _ in &jobs {
+        told.push(pair.told.recv().await.unwrap().0);
+    }
+    told.sort_unstable();
+    assert_eq!(told, ["first", "first", "second", "second"]);
+    pair.first.store.repair();
+    for job in jobs {
+        pair.first.queue.cancel(job).await.unwrap();
+    }
     pair.first.close().await;
     pair.second.close().await;
 }
