@@ -54,13 +54,7 @@ async fn submit_until(service: &Service, status: u16) -> Answer {
 }
 
 async fn free_bytes(service: &Service) -> u64 {
-    let metrics = service.get("/metrics").await.body;
-    let line = metrics
-        .as_str()
-        .unwrap()
-        .lines()
-        .find_map(|line| line.strip_prefix("ceoagent_disk_free_bytes{kind=\"data_dir\"} "));
-    line.unwrap_or_else(|| panic!("no gauge in {metrics}")).parse().unwrap()
+    service.metric("ceoagent_disk_free_bytes{kind=\"data_dir\"}").await.parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -260,6 +260,14 @@ impl Service {
         self.post("/api/v1/analyze", &json!({ "query": query })).await
     }
 
+    /// A metric, by its name and its labels as they stand there.
+    pub(crate) async fn metric(&self, name: &str) -> String {
+        let metrics = self.get("/metrics").await.body;
+        let mut lines = metrics.as_str().unwrap().lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name}: {metrics}")).to_owned()
+    }
+
     /// The job once it has ended.
     pub(crate) async fn ended(&self, id: &str) -> Answer {
         loop {

@@ -60,8 +60,7 @@ async fn whatever_a_person_must_mend_holds_the_queue_with_one_loud_line_and_spen
             }
         };
         assert_eq!((ready.status, &ready.body["reasons"][0]["code"]), (200, &json!(code)), "{ready:#?}");
-        let metrics = service.get("/metrics").await.body;
-        assert!(metrics.as_str().unwrap().contains(&format!("ceoagent_queue_held{{kind=\"{code}\"}} 1\n")), "{code}");
+        assert_eq!(service.metric(&format!("ceoagent_queue_held{{kind=\"{code}\"}}")).await, "1");
         for id in ids {
             let job = service.get(&format!("/api/v1/jobs/{id}")).await.body;
             assert_eq!(job["queue"]["waiting_for"], "gate", "{job:#}");

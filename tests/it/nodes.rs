@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use ceoagent::claude::simulator::Fault;
+use jiff::{SignedDuration, Timestamp};
 use rand::RngExt;
 use reqwest::Method;
 use serde_json::json;
@@ -35,13 +37,6 @@ async fn until_ready(service: &Service) {
 }
 
 const TOOK_OVER: &str = "this node hands out the calls from now on";
-
-/// The metric that says whether a node is the dispatcher.
-async fn dispatchers(service: &Service) -> u32 {
-    let metrics = service.get("/metrics").await.body;
-    let line = metrics.as_str().unwrap().lines().find_map(|line| line.strip_prefix("ceoagent_dispatcher "));
-    line.unwrap().parse().unwrap()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_node_makes_the_calls_after_a_kill_under_load_and_no_accepted_job_is_lost() {
@@ -76,7 +71,10 @@ async fn every_node_answers_waits_and_operates_whichever_makes_the_calls() {
     let (postgres, claude) = (Postgres::start(), simulator().await);
     let url = postgres.create("jobs");
     let (first, second) = (node(&claude.base_url(), &url).start(), node(&claude.base_url(), &url).start());
-    assert_eq!((dispatchers(&first).await, dispatchers(&second).await), (1, 0));
+    assert_eq!(
+        (first.metric("ceoagent_dispatcher").await, second.metric("ceoagent_dispatcher").await),
+        ("1".to_owned(), "0".to_owned())
+    );
     let answer = second.post("/api/v1/analyze", &json!({ "query": "Which node calls?", "wait": true })).await;
     assert_eq!((answer.status, &answer.body["status"]), (200, &json!("succeeded")), "{answer:#?}");
     let id = answer.body["id"].as_str().unwrap();
@@ -133,11 +131,7 @@ async fn a_node_that_stops_while_it_gets_short_calls_leaves_no_attempt_without_a
     let (mut load, mut ledger) = (Load::start(&first, 0), Ledger::default());
     for _ in 0..3 {
         let stopping = node(&claude.base_url(), &url).start();
-        let has_made_calls = async || {
-            let metrics = stopping.get("/metrics").await.body;
-            !metrics.as_str().unwrap().contains("ceoagent_attempt_duration_seconds_count 0\n")
-        };
-        while !has_made_calls().await {
+        while stopping.metric("ceoagent_attempt_duration_seconds_count").await == "0" {
             load.accepted(10, &mut ledger).await;
         }
         let (status, log) = stopping.terminate();
@@ -153,6 +147,39 @@ async fn a_node_that_stops_while_it_gets_short_calls_leaves_no_attempt_without_a
         };
         assert!(attempts.iter().all(is_known), "{job:#}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_calls_of_a_node_that_stays_dead_have_an_unknown_outcome_after_its_lease_and_are_made_once_more() {
+    let (postgres, claude) = (Postgres::start(), simulator().await);
+    let url = postgres.create("jobs");
+    let [first, second] = [(); 2].map(|()| node(&claude.base_url(), &url).start());
+    claude.always(|_| true, Fault::Hold);
+    let mut jobs = Vec::new();
+    while second.metric("ceoagent_running_attempts").await == "0" {
+        jobs.push(first.submit(&format!("Who makes call {}?", jobs.len())).await.id());
+        claude.wait_for_calls(jobs.len()).await;
+    }
+    second.kill();
+    claude.relent();
+    claude.release();
+    let meanwhile = first.ended(&first.submit("Does it go on?").await.id()).await;
+    assert_eq!(meanwhile.body["status"], "succeeded");
+
+    let mut second_calls = 0;
+    for id in &jobs {
+        let job = first.ended(id).await.body;
+        assert_eq!(job["status"], "succeeded", "{job:#}");
+        if let [lost, _] = &job["attempts"].as_array().unwrap()[..] {
+            assert_eq!((&lost["outcome"], &lost["may_have_been_billed"]), (&json!("outcome_unknown"), &json!(true)));
+            let [started, finished] = ["started_at", "finished_at"].map(|at| lost[at].as_str().unwrap());
+            let lasted = finished.parse::<Timestamp>().unwrap().duration_since(started.parse().unwrap());
+            assert!(lasted > SignedDuration::from_secs(25), "a node may be silent for almost a lease: {job:#}");
+            second_calls += 1;
+        }
+    }
+    assert_eq!(second_calls, 1);
+    assert_eq!(claude.calls().len(), jobs.len() + 2, "one call for each attempt");
 }
 
 #[tokio::test(flavor = "multi_thread")]

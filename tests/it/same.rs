@@ -41,12 +41,6 @@ async fn calls_billed(service: &Service) -> u64 {
     usage["days"].as_array().unwrap().iter().map(|day| day["total"]["calls"].as_u64().unwrap()).sum()
 }
 
-async fn metric(service: &Service, name: &str) -> String {
-    let text = service.admin_get("/metrics").await.body;
-    let line = text.as_str().unwrap().lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
-    line.unwrap_or_default().to_owned()
-}
-
 #[tokio::test]
 async fn however_many_ask_the_same_at_once_claude_is_asked_once_and_each_has_its_own_job() {
     let claude = simulator().await;
@@ -86,7 +80,7 @@ async fn however_many_ask_the_same_at_once_claude_is_asked_once_and_each_has_its
     }
     let distinct: std::collections::HashSet<&String> = ids.iter().collect();
     assert_eq!((distinct.len(), claude.counters().calls, calls_billed(&service).await), (11, 1, 1));
-    assert_eq!(metric(&service, "ceoagent_answers_shared_total").await, "10");
+    assert_eq!(service.metric("ceoagent_answers_shared_total").await, "10");
 }
 
 #[tokio::test]
@@ -195,7 +189,7 @@ async fn an_answer_that_is_there_is_given_again_at_once_for_nothing_and_after_a_
         assert_eq!(service.ended(&answer.id()).await.body["cached"], wanted);
     }
     assert_eq!((claude.counters().calls, calls_billed(&service).await), (1, 1));
-    assert_eq!(metric(&service, "ceoagent_answers_cached_total").await, "2");
+    assert_eq!(service.metric("ceoagent_answers_cached_total").await, "2");
     let mut command = setup.command();
     let output = command.env("CEOAGENT_URL", service.base()).args(["jobs", "show", &again.id()]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
