@@ -58,7 +58,7 @@ pub struct VersionLabel {
 macro_rules! metrics {
     ($($field:ident: $type:ty = $add:ident($($argument:expr),+);)+) => {
         /// All metrics. Clones share the same counters. Gauges are set when the metrics are read, except
-        /// `build_info`, `dispatcher`, `feed_position`, `disk_free_bytes` and `redis_unavailable`.
+        /// `build_info`, `dispatcher`, `feed_position`, `settings_differ`, `disk_free_bytes` and `redis_unavailable`.
         #[derive(Clone, Debug)]
         pub struct Metrics {
             $(pub $field: $type,)+
@@ -164,6 +164,9 @@ metrics! {
     store_available: Gauge = add("store_available", "1 while the job store is available");
     settings_failures: Counter = add(
         "settings_failures", "Failed tries to read changed settings, such as API keys and the pause; each is repeated"
+    );
+    settings_differ: Gauge = add(
+        "settings_differ", "Number of settings whose values differ from those of another node of the database; all nodes need the same"
     );
     redis_unavailable: Gauge = add("redis_unavailable", "1 while REDIS_URL is set and Redis can't be used");
     disk_free_bytes: Family<KindLabel, Gauge> = add_in(

@@ -1,6 +1,7 @@
 //! The configuration of each part, from the settings, and the constants that no operator needs to set.
 
 use std::{
+    borrow::Cow,
     fs::{File, TryLockError},
     net::SocketAddr,
     num::NonZeroU32,
@@ -134,15 +135,20 @@ pub(super) fn client(settings: &Settings, access: GatewayAccess) -> ClientConfig
     }
 }
 
-/// What nodes of a database must have in common.
-pub(super) fn common_settings(settings: &Settings) -> Vec<(&'static str, &str)> {
+/// What nodes of a database must have in common. Another budget or rate would hold from the moment another node is the dispatcher.
+pub(super) fn common_settings(settings: &Settings) -> Vec<(&'static str, Cow<'_, str>)> {
     let secrets = [
         ("ADMIN_TOKEN", &settings.admin_token),
         ("WEBHOOK_SECRET", &settings.webhook_secret),
         ("ANTHROPIC_API_KEY", &settings.anthropic_api_key),
         ("API_KEYS", &settings.api_keys),
     ];
-    secrets.map(|(name, value)| (name, value.as_ref().map_or("", |value| value.expose_secret()))).into()
+    let secrets = secrets.map(|(name, value)| (name, value.as_ref().map_or("", |value| value.expose_secret()).into()));
+    let bounds = [
+        ("DAILY_BUDGET", format!("{:?}", settings.daily_budget).into()),
+        ("RATE_LIMITS", format!("{:?}", settings.rate_limits).into()),
+    ];
+    secrets.into_iter().chain(bounds).collect()
 }
 
 pub(super) fn agent(settings: &Settings, claude: Claude, prompts: Prompts) -> Agent {

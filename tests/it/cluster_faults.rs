@@ -462,12 +462,15 @@ async fn a_second_cluster_on_the_same_database_is_warned_of_by_the_names_of_its_
     let first = setup("http://127.0.0.1:9", &url).start();
     let same = setup("http://127.0.0.1:9", &url).start();
     let another = setup("http://127.0.0.1:9", &url).with("ADMIN_TOKEN", "of-another-cluster");
-    let another = another.with("ANTHROPIC_API_KEY", "sk-of-another-account").start();
+    let another = another.with("ANTHROPIC_API_KEY", "sk-of-another-account");
+    let another = another.with("DAILY_BUDGET", "25 USD").with("RATE_LIMITS", "100 requests").start();
+    let names = "ADMIN_TOKEN, ANTHROPIC_API_KEY, DAILY_BUDGET, RATE_LIMITS";
     for node in [&another, &same, &first] {
         node.until_said("two clusters need two databases");
-        node.until_said("ADMIN_TOKEN, ANTHROPIC_API_KEY");
+        node.until_said(names);
         let note = settings_note(node).await.unwrap();
-        assert!(note.contains("other values of ADMIN_TOKEN, ANTHROPIC_API_KEY. Give all nodes the same"), "{note}");
+        assert!(note.contains(&format!("other values of {names}. Give all nodes the same")), "{note}");
+        assert_eq!(node.metric("ceoagent_settings_differ").await, "4");
     }
     let stats = first.admin_get("/api/v1/admin/stats").await.body;
     assert_eq!(stats["notes"][0]["code"], "settings_differ", "{stats:#}");

@@ -1,13 +1,15 @@
-//! Some settings must be the same on all nodes of a database. A node shows 16 bits of a digest of each in the name of its
+//! Some settings must be the same on all nodes of a database. A node shows 12 bits of a digest of each in the name of its
 //! connections, so that the others can compare them and nobody can find a secret by them.
+
+use std::borrow::Cow;
 
 use crate::digest::sha256;
 
-/// Hexadecimal digits of a setting's mark.
-const DIGITS: usize = 4;
+/// Hexadecimal digits of a setting's mark. The name of a connection has room for 21.
+const DIGITS: usize = 3;
 
 /// Settings that nodes must have in common: names and values.
-pub type CommonSettings<'a> = [(&'static str, &'a str)];
+pub type CommonSettings<'a> = [(&'static str, Cow<'a, str>)];
 
 /// The name of the settings, and the marks of their values, one after the other.
 pub(super) struct Marks {
@@ -17,9 +19,9 @@ pub(super) struct Marks {
 
 impl Marks {
     pub(super) fn new(settings: &CommonSettings<'_>) -> Marks {
-        let mark = |(name, value): &(&str, &str)| {
+        let mark = |(name, value): &(&str, Cow<'_, str>)| {
             let [a, b, ..] = sha256(&[b"ceoagent ", name.as_bytes(), b"=", value.as_bytes()]);
-            format!("{a:02x}{b:02x}")
+            format!("{a:02x}{:x}", b >> 4)
         };
         Marks { names: settings.iter().map(|(name, _)| *name).collect(), text: settings.iter().map(mark).collect() }
     }
@@ -47,8 +49,8 @@ mod tests {
 
     #[test]
     fn a_node_names_the_settings_in_which_another_differs_and_shows_no_secret() {
-        let own = Marks::new(&[("ADMIN_TOKEN", "a long secret"), ("ANTHROPIC_API_KEY", "key")]);
-        let other = Marks::new(&[("ADMIN_TOKEN", "another secret"), ("ANTHROPIC_API_KEY", "key")]);
+        let own = Marks::new(&[("ADMIN_TOKEN", "a long secret".into()), ("ANTHROPIC_API_KEY", "key".into())]);
+        let other = Marks::new(&[("ADMIN_TOKEN", "another secret".into()), ("ANTHROPIC_API_KEY", "key".into())]);
         let node = "0190a5c5c4b97f3c8f0a5f3f6a2b1c4d";
         let name = other.connection_name(node);
         assert!(name.len() <= 63 && !name.contains("secret"), "{name}");

@@ -39,7 +39,8 @@ pub(super) async fn watch(shared: Arc<Shared>, differing: Arc<Differing>) {
             && let (Ok(now), Ok(names)) = (row.try_get(0), row.try_get::<_, Vec<String>>(1))
         {
             shared.clock.follow(Timestamp::from_millis(now), asked_at.elapsed());
-            let found = names.iter().flat_map(|name| shared.database.marks.differing(name)).collect();
+            let found: BTreeSet<_> = names.iter().flat_map(|name| shared.database.marks.differing(name)).collect();
+            shared.metrics.settings_differ.set(i64::try_from(found.len()).unwrap_or(i64::MAX));
             if differing.set(found) {
                 warn!(
                     settings = differing.names().join(", "),
