@@ -460,9 +460,19 @@ impl JobStore for PostgresStore {
     }
 
     async fn orphaned_keys(&self, after: Option<[u8; 16]>, most: usize) -> Result<Vec<OrphanedKey>, StoreError> {
-        let (after, most) = (after.map(Vec::from).unwrap_or_default(), i64::try_from(most).unwrap_or(i64::MAX));
-        let rows = self.read(include_str!("postgres/orphaned_keys.sql"), &[&after, &most]).await?;
-        rows.iter().map(|row| listing::key(row).map_err(broken)).collect()
+        self.lanes()?;
+        let (mut after, most) = (after.map(Vec::from).unwrap_or_default(), i64::try_from(most).unwrap_or(i64::MAX));
+        loop {
+            let rows = self.shared.readers.search(include_str!("postgres/orphaned_keys.sql"), &[&after, &most]).await;
+            let rows = rows.map_err(unavailable)?;
+            let Some(last) = rows.last() else { return Ok(Vec::new()) };
+            after = last.try_get(0).map_err(broken)?;
+            let orphans = rows.iter().filter_map(|row| listing::orphan(row).transpose());
+            let orphans = orphans.collect::<Result<Vec<_>, _>>().map_err(broken)?;
+            if !orphans.is_empty() {
+                return Ok(orphans);
+            }
+        }
     }
 
     async fn add_keys(&self, keys: Vec<OrphanedKey>) -> Result<(), StoreError> {
@@ -544,8 +554,7 @@ impl Outbox for PostgresStore {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let rows = self.read(include_str!("postgres/due.sql"), &[&now.as_millis(), &most]).await?;
         let due = rows.iter().map(|row| {
-            let caller: Option<i64> = row.try_get(1)?;
-            let caller = caller.and_then(|caller| NonZeroU64::new(caller.cast_unsigned()));
+            let caller = NonZeroU64::new(row.try_get::<_, i64>(1)?.cast_unsigned());
             Ok(Due { job: row.try_get(0)?, caller, host: row.try_get::<_, &str>(2)?.into() })
         });
         due.collect::<Result<_, _>>().map_err(broken)

@@ -1,6 +1,20 @@
-select j.id, d.caller, d.host
-from (select seq, caller, host, next_at, row_number() over (partition by caller, host order by next_at, seq) as place
-      from delivery where next_at <= $1) d
-join job j using (seq)
-where d.place <= $2
+-- From one caller's host to the next by the index. So what others have due is not read, however much it is.
+with recursive place as (
+    (select caller, host from delivery where next_at is not null order by caller, host limit 1)
+    union all
+    select next.caller, next.host
+    from place p
+    cross join lateral (
+        select caller, host from delivery
+        where next_at is not null and (caller, host) > (p.caller, p.host)
+        order by caller, host limit 1
+    ) next
+)
+select (select id from job where seq = d.seq), p.caller, p.host
+from place p
+cross join lateral (
+    select seq, next_at from delivery
+    where caller = p.caller and host = p.host and next_at <= $1
+    order by next_at, seq limit $2
+) d
 order by d.next_at, d.seq

@@ -249,15 +249,18 @@ pub(super) fn record(row: &Row) -> Result<Option<JobRecord>, StoreError> {
     Ok(Some(JobRecord { job: decode(id, row, 1)?, request, attempts, delivery }))
 }
 
-/// A row of `orphaned_keys.sql`.
-pub(super) fn key(row: &Row) -> Result<OrphanedKey, tokio_postgres::Error> {
+/// A row of `orphaned_keys.sql`. `None` if its job is there.
+pub(super) fn orphan(row: &Row) -> Result<Option<OrphanedKey>, tokio_postgres::Error> {
+    if !row.try_get(5)? {
+        return Ok(None);
+    }
     // Of another length only if somebody else wrote it. Then it stands for no request.
     let bytes = |column| {
         Ok::<_, tokio_postgres::Error>(<[u8; 16]>::try_from(row.try_get::<_, &[u8]>(column)?).unwrap_or_default())
     };
     let expires_at = Timestamp::from_millis(row.try_get(3)?);
     let caller = row.try_get::<_, Option<i64>>(4)?.and_then(|caller| NonZeroU64::new(caller.cast_unsigned()));
-    Ok((IdempotencyKey { key: bytes(0)?, body: bytes(1)?, expires_at }, row.try_get(2)?, caller))
+    Ok(Some((IdempotencyKey { key: bytes(0)?, body: bytes(1)?, expires_at }, row.try_get(2)?, caller)))
 }
 
 /// A row of `heads.sql`.

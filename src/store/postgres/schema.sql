@@ -61,13 +61,15 @@ create table attempt (
 
 create table delivery (
     seq bigint primary key,
-    caller bigint,
+    -- 0 is nobody.
+    caller bigint not null,
     host text not null,
     next_at bigint,
     failing boolean not null,
     body bytea not null
 );
 create index delivery_due on delivery (next_at) where next_at is not null;
+create index delivery_place on delivery (caller, host, next_at, seq) where next_at is not null;
 create index delivery_failing on delivery (seq) where failing;
 
 -- Idempotency keys. They outlive their jobs.

@@ -138,6 +138,30 @@ async fn the_server_compiles_no_statement_that_it_takes_for_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn looks_for_due_messages_and_for_keys_without_a_job_read_no_whole_table() {
+    let postgres = Postgres::start();
+    let database = Database::open(&SecretString::from(postgres.create("jobs")), &[]).await.unwrap();
+    let link = database.connect().await.unwrap();
+    let fill =
+        "insert into job select n, gen_random_uuid(), '', 2, null, null, 0, 0, true from generate_series(1, 20000) n;
+                insert into delivery select seq, 0, 'down.example', 0, false, '' from job;
+                insert into idempotency select uuid_send(id), '', id, 0, null from job;
+                analyze; set plan_cache_mode to force_generic_plan";
+    link.client.batch_execute(fill).await.unwrap();
+    let looks = [
+        (include_str!("due.sql"), "bigint, bigint", "9, 20"),
+        (include_str!("orphaned_keys.sql"), "bytea, bigint", "'', 1000"),
+    ];
+    for (sql, types, values) in looks {
+        let prepare = format!("deallocate all; prepare look ({types}) as {sql}");
+        link.client.batch_execute(&prepare).await.unwrap();
+        let plan = link.client.simple_query(&format!("explain execute look ({values})")).await.unwrap();
+        let plan = format!("{plan:?}");
+        assert!(plan.contains("Index") && !plan.contains("Seq Scan"), "{plan}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_crash_of_the_server_loses_nothing_that_was_acknowledged_and_jobs_go_on() {
     let mut postgres = Postgres::start();
     let store = Arc::new(open(&postgres.create("jobs")).await.unwrap());
