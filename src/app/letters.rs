@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::{
     sync::broadcast::{self, error::RecvError},
     time::{interval, sleep},
@@ -31,7 +31,14 @@ const REPEAT_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Serialize, Deserialize)]
 struct Letter {
     node: String,
+    #[serde(deserialize_with = "known")]
     news: Vec<News>,
+}
+
+/// A later version may send news of other kinds beside them.
+fn known<'de, D: Deserializer<'de>>(news: D) -> Result<Vec<News>, D::Error> {
+    let news = Vec::<serde_json::Value>::deserialize(news)?;
+    Ok(news.into_iter().filter_map(|news| serde_json::from_value(news).ok()).collect())
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -158,5 +165,12 @@ mod tests {
         let read = |text: &String| serde_json::from_str::<Letter>(text).unwrap().news;
         assert_eq!(letters.iter().flat_map(read).collect::<Vec<_>>(), news);
         assert!(super::letters("a", Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn news_of_a_later_version_hides_no_other() {
+        let text = r#"{"node":"b","news":[{"Weather":"fine"},{"Hint":{"Left":{"client":7}}}]}"#;
+        let letter: Letter = serde_json::from_str(text).unwrap();
+        assert_eq!(letter.news, [News::Hint(Hint::Left { client: 7 })]);
     }
 }

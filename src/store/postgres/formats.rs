@@ -5,8 +5,11 @@
 //! back to the old version as long as one node of it has run all the time. Registration and raising exclude each other by an
 //! advisory lock.
 //!
-//! Format 1 is version 0 of the record of a job, and the first shape of the feed. Whoever changes one of them adds a format,
-//! and a writer for each in the range.
+//! Format 1 is version 0 of the record of a job, and the first shape of the feed and of the service time in the seat. Whoever
+//! changes one of them adds a format, and a writer for each in the range.
+//!
+//! What nodes tell each other of clients and calls, and what a dispatcher leaves to the next, is JSON without a format. Readers
+//! ignore what they don't know. So a new field there needs a default.
 
 use super::error::OpenError;
 
