@@ -26,9 +26,11 @@ say "Workflows and the compose file"
 "$tools/deploy/bin/check-jsonschema" --builtin-schema vendor.compose-spec docker-compose.yml
 "$python" - <<'END'
 import re, yaml
-images = [service["image"] for service in yaml.safe_load(open("docker-compose.yml"))["services"].values()]
-for image in images:
+services = yaml.safe_load(open("docker-compose.yml"))["services"]
+for image in (service["image"] for service in services.values()):
     assert image.startswith("ceoagent:") or re.fullmatch(r"[^@]+@sha256:[0-9a-f]{64}", image), f"{image} has no digest"
+nodes = ["node1", "node2", "node3"]
+assert [services[name].get("hostname") for name in nodes] == nodes, "a node that is made again has another name"
 END
 
 say "The settings of the cluster, as docs/deploy.md has them"
