@@ -26,11 +26,18 @@ say "Workflows and the compose file"
 "$tools/deploy/bin/check-jsonschema" --builtin-schema vendor.compose-spec docker-compose.yml
 "$python" - <<'END'
 import re, yaml
-services = yaml.safe_load(open("docker-compose.yml"))["services"]
+compose = yaml.safe_load(open("docker-compose.yml"))
+services = compose["services"]
 for image in (service["image"] for service in services.values()):
     assert image.startswith("ceoagent:") or re.fullmatch(r"[^@]+@sha256:[0-9a-f]{64}", image), f"{image} has no digest"
 nodes = ["node1", "node2", "node3"]
 assert [services[name].get("hostname") for name in nodes] == nodes, "a node that is made again has another name"
+subnet = compose["networks"]["cluster"]["ipam"]["config"][0]["subnet"]
+assert services["proxy"]["networks"] == ["cluster"]
+assert [name for name in services if "cluster" in services[name].get("networks", [])] == [*nodes, "proxy"]
+for name in nodes:
+    trusted = services[name]["environment"]["TRUSTED_PROXIES"]
+    assert trusted == subnet + ",${TRUSTED_PROXIES:-127.0.0.1}", f"{name} believes others than the proxy: {trusted}"
 END
 
 say "The settings of the cluster, as docs/deploy.md has them"

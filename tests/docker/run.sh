@@ -131,7 +131,7 @@ until_true "a healthy container" healthy
 say "Without a key nothing is started, and the log says why"
 printf 'services: {prepare: {image: "%s"}, ceoagent: {image: "%s"}}\n' "$image" "$image" > "$work/image.yml"
 keyless() {
-    COMPOSE_PROJECT_NAME="$COMPOSE_PROJECT_NAME-keyless" ANTHROPIC_API_KEY="" PORT=0 \
+    COMPOSE_PROJECT_NAME="$COMPOSE_PROJECT_NAME-keyless" CLUSTER_SUBNET=10.213.172.0/24 ANTHROPIC_API_KEY="" PORT=0 \
         compose -f docker-compose.yml -f "$work/image.yml" "$@"
 }
 keyless up -d ceoagent >/dev/null 2>&1 && fail "the service was started without a key"

@@ -32,6 +32,7 @@ NOT_SETTINGS = {
     "SINGLE_NODES": "docker-compose.yml",
     "POSTGRES_PASSWORD": "docker-compose.yml",
     "PROMETHEUS_TARGETS": "docker-compose.yml",
+    "CLUSTER_SUBNET": "docker-compose.yml",
     "UPDATE_DOCS": "the tests",
 }
 
