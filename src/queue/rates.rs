@@ -118,7 +118,8 @@ impl Rates {
 
     fn record(&self, who: Caller, taken: Taken) {
         let now = Instant::now();
-        self.callers.lock().record(who, now + taken.full_in, now);
+        // No error of another machine's clock lasts here for longer than a minute.
+        self.callers.lock().record(who, now + taken.full_in.min(MINUTE), now);
     }
 
     /// What is left of a caller's quota, if there is a limit.
@@ -236,6 +237,9 @@ mod tests {
         assert_eq!(refused, Err(Refused::TooFast { limit, retry_after: Duration::from_secs(10) }), "it is not asked");
         rates.put_back(alice, 4).await;
         assert_eq!((left(), &*shared.0.lock().1), (4, &[1, 2, 1, -4][..]));
+        shared.0.lock().0.push_back(answer(true, 3_600));
+        assert_eq!(rates.take_shared(alice, 1).await, Ok(true));
+        assert_eq!(rates.quota(alice, Instant::now()).unwrap().full_in, MINUTE, "a wrong clock does no more");
         assert_eq!(rates.take_shared(caller::operator(), 100).await, Ok(false));
     }
 }

@@ -217,6 +217,23 @@ async fn a_bucket_refills_evenly_by_the_clock_of_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_of_a_clock_that_was_set_back_by_an_hour_refills_within_a_minute() {
+    let server = RedisServer::start();
+    let redis = open(&server, SLOW).await;
+    let limit = NonZeroU32::new(7).unwrap();
+    assert!(redis.take("test", b"who", 1, limit).await.unwrap().is_granted);
+    let key = server.command(&["keys", "ceoagent:rate:*"]);
+    let number = |text: String| text.parse::<u128>().unwrap();
+    let an_hour_later = number(server.command(&["get", &key])) + 60 * MINUTE.as_micros();
+    server.command(&["set", &key, &an_hour_later.to_string(), "px", "3660000"]);
+    let refused = redis.take("test", b"who", 1, limit).await.unwrap();
+    assert_eq!(refused, Taken { is_granted: false, full_in: MINUTE });
+    assert_eq!(refused.retry_after(1, limit), MINUTE.mul_f64(1.0 / 7.0));
+    assert!(number(server.command(&["get", &key])) < an_hour_later - 58 * MINUTE.as_micros(), "it refills from now on");
+    assert!(number(server.command(&["pttl", &key])) <= 60_001);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_redis_each_node_counts_for_itself_and_work_goes_on_as_before() {
     let (mut server, store) = (RedisServer::start(), Arc::<MemoryStore>::default());
     let node = node(&server, &store, 1).await;
