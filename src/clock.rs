@@ -480,6 +480,11 @@ impl Moments {
         if is_apart { now } else { self }
     }
 
+    /// The same moment by a clock that has already shown `at`.
+    pub fn no_earlier(self, at: Timestamp) -> Moments {
+        Moments { at: self.at.max(at), ..self }
+    }
+
     pub fn timestamp(&self, instant: tokio::time::Instant) -> Timestamp {
         match instant.checked_duration_since(self.instant) {
             Some(later) => self.at.plus(later),

@@ -186,10 +186,12 @@ impl Live for Memo {
             return Ok(());
         }
         if let Some(State { at_work, limits, queue, models }) = state {
+            let mut moments = Moments::now(&self.clock);
             if let Some(at_work) = at_work {
-                *self.at_work.lock() = at_work;
+                *self.at_work.lock() = at_work.min(self.clock.now());
+                // By the dispatcher's clock, if that is ahead: a gate would stay closed for the difference.
+                moments = moments.no_earlier(at_work);
             }
-            let moments = Moments::now(&self.clock);
             self.limits.adopt(limits, &moments);
             self.operations.adopt(queue, &moments);
             self.models.adopt(models, &moments);
@@ -361,6 +363,22 @@ mod tests {
             seconds += 1;
         }
         assert!((80..90).contains(&seconds), "{seconds} s for 80,000 tokens, at 980 a second");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dispatcher_whose_clock_was_an_hour_ahead_closes_no_gate_for_an_hour_and_is_missed() {
+        let (store, clock) = (Arc::<MemoryStore>::default(), Clock::manual(Timestamp::from_millis(1_800_000_000_000)));
+        let wrong = Clock::manual(clock.now().plus(Duration::from_hours(1)));
+        let (dispatcher, next) = (node(&store, &wrong).await, node(&store, &clock).await);
+        dispatcher.memo.take_over().await.unwrap();
+        let limited = failure(FailureCode::RateLimited, Some(Duration::from_secs(100)));
+        dispatcher.memo.limits.block("m", &limited, 1, "slow down");
+        share(&dispatcher, &[&next]).await;
+        assert!(next.memo.limits.gate(None).is_some());
+        tokio::time::advance(Duration::from_secs(120)).await;
+        clock.advance(Duration::from_secs(120));
+        assert!(next.memo.limits.gate(None).is_none());
+        assert_eq!(next.memo.missing_since(), Some(Timestamp::from_millis(1_800_000_000_000)));
     }
 
     #[tokio::test(start_paused = true)]
