@@ -57,6 +57,8 @@ pub enum OpenError {
     Url(String),
     #[error("REDIS_URL: the server refuses to serve with this user, password and database: {0}")]
     Refused(String),
+    #[error("REDIS_URL: the server is in cluster mode, which this service can't use ({0}). Use a Redis without it")]
+    Cluster(String),
 }
 
 pub struct Redis {
@@ -106,6 +108,7 @@ impl Redis {
             metrics,
         };
         match redis.connect().await {
+            Err(error) if is_of_cluster(&error) => return Err(OpenError::Cluster(error.to_string())),
             Err(error) if is_of_settings(&error) => return Err(OpenError::Refused(error.to_string())),
             connected => redis.set(connected),
         }
@@ -141,7 +144,17 @@ impl Redis {
     /// A connection on which the commands work that are needed.
     async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
         let mut connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
-        let _: (bool, u64) = take("ceoagent:probe", 0, NonZeroU32::MIN).query_async(&mut connection).await?;
+        let (count, text) = ("ceoagent:probe", "ceoagent:probe:text");
+        for command in [
+            take(count, 0, NonZeroU32::MIN),
+            send(text, 0, "a"),
+            send(text, 1, "b"),
+            redis::cmd("GETRANGE").arg(text).arg(0).arg(0).take(),
+            // Of different slots: in cluster mode no command may have both.
+            redis::cmd("UNLINK").arg(&[count, text]).take(),
+        ] {
+            command.exec_async(&mut connection).await?;
+        }
         Ok(connection)
     }
 
@@ -202,8 +215,7 @@ impl TextRelay for Redis {
     async fn send(&self, pieces: &[TextPiece]) -> Option<Vec<usize>> {
         let mut pipeline = redis::pipe();
         for TextPiece { place, text } in pieces {
-            let command = pipeline.cmd("EVAL").arg(SEND).arg(1).arg(text_key(place.id, place.attempt));
-            command.arg(place.at).arg(text).arg(TEXT_LIFETIME.as_secs());
+            pipeline.add_command(send(&text_key(place.id, place.attempt), place.at, text));
         }
         self.query(&pipeline).await
     }
@@ -233,6 +245,16 @@ fn take(key: &str, count: i64, per_minute: NonZeroU32) -> Cmd {
     // Rounded down: a rounded up price would refuse the last of a minute.
     let price = count * minute / i64::from(per_minute.get());
     redis::cmd("EVAL").arg(TAKE).arg(1).arg(key).arg(price).arg(minute).take()
+}
+
+fn send(key: &str, at: usize, text: &str) -> Cmd {
+    redis::cmd("EVAL").arg(SEND).arg(1).arg(key).arg(at).arg(text).arg(TEXT_LIFETIME.as_secs()).take()
+}
+
+/// Whether only a server in cluster mode answers so.
+fn is_of_cluster(error: &RedisError) -> bool {
+    use ServerErrorKind::{Ask, ClusterDown, CrossSlot, Moved};
+    matches!(error.kind(), ErrorKind::Server(CrossSlot | Moved | Ask | ClusterDown))
 }
 
 /// Whether the server will answer the same until a person changes REDIS_URL or the server's users.

@@ -145,8 +145,15 @@ async fn what_a_server_will_never_accept_is_an_error_and_one_that_is_away_is_not
         assert!(refused.contains("REDIS_URL") && refused.contains(why), "{refused}");
         assert!(!refused.contains("s3cret") && !refused.contains("wr0ng"), "{refused}");
     }
-    server.command(&["acl", "setuser", "reader", "on", ">s3cret", "~*", "+get"]);
-    assert!(refusal(&format!("redis://reader:s3cret@127.0.0.1:{port}")).await.contains("permission"));
+    let needed = "eval get set getrange setrange strlen expire unlink time ping";
+    for missing in needed.split(' ').filter(|name| *name != "ping") {
+        let allowed = needed.split(' ').filter(|name| *name != missing).map(|name| format!("+{name}"));
+        let mut user: Vec<String> = ["acl", "setuser", missing, "on", ">s3cret", "~*"].map(str::to_owned).into();
+        user.extend(allowed);
+        server.command(&user.iter().map(String::as_str).collect::<Vec<_>>());
+        let refused = refusal(&format!("redis://{missing}:s3cret@127.0.0.1:{port}")).await;
+        assert!(refused.contains("refuses to serve"), "without {missing}: {refused}");
+    }
     let metrics = Metrics::new();
     let away = Redis::open(&"redis://127.0.0.1:9".into(), &SECRET.into(), metrics.clone()).await.unwrap();
     assert!(away.trouble().is_some());
@@ -154,6 +161,25 @@ async fn what_a_server_will_never_accept_is_an_error_and_one_that_is_away_is_not
     let metrics = Metrics::new();
     let there = Redis::open(&server.url().into(), &SECRET.into(), metrics.clone()).await.unwrap();
     assert_eq!((there.trouble(), metrics.redis_unavailable.get()), (None, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_in_cluster_mode_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let (nodes, port) = (folder.path().join("nodes.conf"), redis_server::free_port().to_string());
+    let options = ["--cluster-enabled", "yes", "--cluster-port", &port];
+    let server = RedisServer::start_with(&[&options[..], &["--cluster-config-file", nodes.to_str().unwrap()]].concat());
+    let refused = refusal(&server.url()).await;
+    assert!(refused.contains("cluster mode") && refused.contains("ClusterDown"), "{refused}");
+    assert_eq!(server.command(&["cluster", "addslotsrange", "0", "16383"]), "OK");
+    let up = async {
+        while !server.command(&["cluster", "info"]).contains("cluster_state:ok") {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, up).await.unwrap();
+    let refused = refusal(&server.url()).await;
+    assert!(refused.contains("cluster mode") && refused.contains("CrossSlot"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

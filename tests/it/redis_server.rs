@@ -13,26 +13,32 @@ pub(crate) struct RedisServer {
     password: Option<&'static str>,
     /// The files of its certificate and key, if it demands TLS.
     tls: Option<[String; 2]>,
+    /// Further options.
+    options: Vec<String>,
     server: Option<Child>,
 }
 
 impl RedisServer {
     pub(crate) fn start() -> RedisServer {
-        RedisServer::start_as(None, None)
+        RedisServer::start_with(&[])
+    }
+
+    pub(crate) fn start_with(options: &[&str]) -> RedisServer {
+        RedisServer::start_as(None, None, options)
     }
 
     pub(crate) fn start_with_password(password: &'static str) -> RedisServer {
-        RedisServer::start_as(Some(password), None)
+        RedisServer::start_as(Some(password), None, &[])
     }
 
     /// It refuses connections without TLS.
     pub(crate) fn start_with_tls(files: [String; 2]) -> RedisServer {
-        RedisServer::start_as(None, Some(files))
+        RedisServer::start_as(None, Some(files), &[])
     }
 
-    fn start_as(password: Option<&'static str>, tls: Option<[String; 2]>) -> RedisServer {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut server = RedisServer { port, password, tls, server: None };
+    fn start_as(password: Option<&'static str>, tls: Option<[String; 2]>, options: &[&str]) -> RedisServer {
+        let options = options.iter().map(ToString::to_string).collect();
+        let mut server = RedisServer { port: free_port(), password, tls, options, server: None };
         server.start_again();
         server
     }
@@ -50,6 +56,7 @@ impl RedisServer {
         };
         server.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", "/tmp"]);
         server.args(self.password.iter().flat_map(|password| ["--requirepass", password]));
+        server.args(&self.options);
         self.server = Some(server.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.try_command(&["ping"]).trim() != "PONG" {
@@ -97,6 +104,10 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Of Redis or, where that is not installed, of Valkey.
