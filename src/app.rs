@@ -3,7 +3,8 @@
 //! Start: prompts → listener → store → keys, webhooks, server → orphans of a crash are ended → dispatcher, sweeper → HTTP.
 //! Everything that can fail comes before the first claim and the first request, except for the lookup of the models. Of the
 //! nodes of a database one has a dispatcher; another begins to dispatch when that one ends.
-//! Stop: no more requests and claims → another node becomes the dispatcher → attempts get SHUTDOWN_GRACE → store closed.
+//! Stop: a node beside others is not ready, and accepts for a moment → no more requests and claims → another node becomes the
+//! dispatcher → attempts get SHUTDOWN_GRACE → store closed.
 //!
 //! - `door`: the listener and its connections
 //! - `duties`: what one node does for all
@@ -91,6 +92,10 @@ use crate::{
 
 const CONNECTION_GRACE: Duration = Duration::from_secs(2);
 
+/// How long a node beside others still accepts after it was told to stop. Load balancers see meanwhile that it is not ready, and
+/// Kubernetes hears that it is to send it nothing more.
+const NOTICE: Duration = Duration::from_secs(5);
+
 /// How long a node that stops waits for its last claims before it leaves the rest to another.
 const CLAIM_GRACE: Duration = Duration::from_secs(3);
 
@@ -114,6 +119,7 @@ pub struct App {
     new_admin_token: Option<SecretString>,
     admin_token: SecretString,
     grace: Duration,
+    stopping: CancellationToken,
     closing: CancellationToken,
     /// Follows attempts to their end.
     tracker: TaskTracker,
@@ -160,7 +166,7 @@ impl App {
         let spending = Spending::default();
         let budget = parts::budget(settings, &agent.planner, &clock, spending.clone())?;
         let limits = parts::limits(settings, &agent.planner, budget);
-        let closing = CancellationToken::new();
+        let (stopping, closing) = (CancellationToken::new(), CancellationToken::new());
         let nodes = parts::nodes(database.as_deref());
         let policy = parts::policy(settings, tuning, address, &agent.planner, &limits, &clock, nodes);
         let policy = parts::shared(policy, redis.as_ref());
@@ -241,7 +247,8 @@ impl App {
             tracker.spawn(Arc::clone(redis).run(closing.clone()));
         }
         let stored = (&store, database.as_ref(), &audit);
-        let api = api(settings, &queue, &worker, &prompts, (&auth, caps), stored, (webhooks, redis, memo.as_ref()));
+        let shared = (webhooks, redis, memo.as_ref());
+        let api = api(settings, &queue, (&worker, &stopping), &prompts, (&auth, caps), stored, shared);
         let shown = parts::shown(settings, tuning, address);
         let router = http::router(api, |api| dashboard::router(api, sessions, shown));
         let server = tokio::spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
@@ -255,6 +262,7 @@ impl App {
             new_admin_token,
             admin_token,
             grace,
+            stopping,
             closing,
             tracker,
             claims,
@@ -316,6 +324,11 @@ impl App {
     /// outcome.
     pub async fn stop(self) {
         info!(grace_s = self.grace.as_secs(), "stopping: running attempts may finish");
+        self.stopping.cancel();
+        let has_others = |database: &Arc<PostgresStore>| database.nodes().ready().len() > 1;
+        if self.database.as_ref().is_some_and(has_others) {
+            _ = tokio::time::timeout(NOTICE, self.store.lost().cancelled()).await;
+        }
         self.closing.cancel();
         self.tracker.close();
         if let Some(database) = &self.database {
@@ -402,7 +415,7 @@ fn webhooks(
 fn api(
     settings: &Settings,
     queue: &Queue,
-    worker: &Worker,
+    (worker, stopping): (&Worker, &CancellationToken),
     prompts: &Prompts,
     (auth, caps): (&Arc<Auth>, Arc<Caps>),
     (store, database, audit): (&Arc<dyn Store>, Option<&Arc<PostgresStore>>, &Arc<AuditLog>),
@@ -410,6 +423,7 @@ fn api(
 ) -> Api {
     Api {
         queue: queue.clone(),
+        stopping: stopping.clone(),
         operations: queue.operations(),
         ledger: Arc::clone(store) as _,
         store: Arc::clone(store),

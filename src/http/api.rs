@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::http::{HeaderName, HeaderValue};
 use serde::Serialize;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
 use super::{
@@ -38,6 +39,8 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 
 pub struct Api {
     pub queue: Queue,
+    /// Cancelled once the service is to stop: it is not ready. The queue may still accept for a moment.
+    pub stopping: CancellationToken,
     pub operations: Operations,
     pub ledger: Arc<dyn Ledger>,
     /// For exports, and for what `/metrics` says of the feed.

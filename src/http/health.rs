@@ -145,7 +145,7 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
 
 /// Why the service accepts no jobs; empty while it does.
 pub(super) fn troubles(api: &Api) -> Vec<FieldError> {
-    let closing = api.queue.is_closing().then(|| FieldError::new("service", "is shutting down"));
+    let closing = api.stopping.is_cancelled().then(|| FieldError::new("service", "is shutting down"));
     let store = api.operations.trouble().map(|trouble| FieldError::new("store", trouble));
     let disk = api.operations.shortage().map(|shortage| FieldError::new("disk", shortage.to_string()));
     let prompts = api.prompts.trouble().map(|trouble| {

@@ -57,6 +57,7 @@ async fn api_in(outage: Option<Outage>, closing: &CancellationToken) -> Api {
         store.break_down(outage);
     }
     Api {
+        stopping: closing.clone(),
         webhooks: webhooks.unwrap(),
         auth: Arc::new(auth),
         audit: Arc::new(AuditLog::new(store.clone(), clock, None)),

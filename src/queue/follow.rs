@@ -121,7 +121,7 @@ impl Follower {
                 // Queued again in between.
                 continue;
             }
-            if job.state.is_final() || queue.is_closing() {
+            if job.state.is_final() || queue.0.is_closing() {
                 return Ok(None);
             }
             let draft = self.draft(&job);

@@ -124,9 +124,4 @@ impl Queue {
     pub fn wall(&self) -> Timestamp {
         self.0.clock.wall()
     }
-
-    /// True once the service is shutting down.
-    pub fn is_closing(&self) -> bool {
-        self.0.is_closing()
-    }
 }
