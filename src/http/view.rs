@@ -221,7 +221,7 @@ struct DeliveryView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
     /// `waiting` for the job to end, `pending`, `delivered`, `given_up` after a day, `disabled` by a `410`, or `skipped`
-    /// because `callback_events` does not have the event.
+    /// because `callback_events` does not have the event, or the job was imported.
     state: &'static str,
     /// When the next try is due.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -70,7 +70,7 @@ pub enum DeliveryState {
     GivenUp,
     /// The receiver answered `410`: it gets no further message of this job.
     Disabled,
-    /// The request did not choose the event of this message, and nobody resent it.
+    /// The request did not choose the event of this message, or another service sends it; and nobody resent it.
     Skipped,
 }
 

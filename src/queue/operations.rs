@@ -66,7 +66,9 @@ impl Operations {
             if let Some(key) = &mut job.idempotency {
                 key.expires_at = key.expires_at.min(last_end);
             }
-            delivery.take_if(|delivery| delivery.next_at().is_some());
+            // Not dropped: without it, the job would send no message if it were retried.
+            let is_due = delivery.as_ref().is_some_and(|delivery| delivery.next_at().is_some());
+            *delivery = delivery.take().map(|delivery| if is_due { delivery.skipped() } else { delivery });
         }
         keys.iter_mut().for_each(|(key, ..)| key.expires_at = key.expires_at.min(last_end));
         let mut new: Vec<&Job> = Vec::new();

@@ -1658,6 +1658,24 @@ async fn an_answer_is_given_again_while_it_is_young_and_costs_nothing() {
 }
 
 #[tokio::test]
+async fn a_job_that_is_imported_with_a_due_webhook_sends_the_message_of_its_next_end() {
+    let (old, new) = (sharing().await.0, sharing().await.0);
+    let mut told = question("a");
+    told.request.callback_url = Some("https://example.com/".to_owned());
+    let job = old.enqueue(told).await.unwrap().record.job;
+    old.cancel(job.id).await.unwrap();
+    let record = old.get(job.id).await.unwrap();
+    assert!(record.delivery.as_ref().unwrap().next_at().is_some());
+    assert_eq!(new.operations().import(vec![record], Vec::new()).await, Ok(1));
+    let due = async || new.0.outbox.due(new.now(), 9).await.unwrap();
+    assert!(due().await.is_empty(), "the old service sends it");
+    new.requeue(job.id, caller::operator()).await.unwrap();
+    answer(&new, &claimed(&new).await).await;
+    assert_eq!(due().await[0].job, job.id);
+    assert_eq!(new.get(job.id).await.unwrap().delivery.unwrap().number, 2, "under another id than the old service's");
+}
+
+#[tokio::test]
 async fn an_answer_is_given_again_no_more_once_its_job_is_gone() {
     let (queue, clock) = sharing().await;
     let first = queue.enqueue(question("a")).await.unwrap().record.job;

@@ -3,10 +3,7 @@
 use super::traits::StoreError;
 use crate::{
     clock::Timestamp,
-    job::{
-        Attempt, AttemptReport, Job, JobRecord, TransitionError,
-        delivery::{Delivery, DeliveryState},
-    },
+    job::{Attempt, AttemptReport, Job, JobRecord, TransitionError, delivery::Delivery},
     ledger::{Day, Sums, UNKNOWN_MODEL},
 };
 
@@ -35,18 +32,6 @@ pub(super) fn with_delivery(record: JobRecord) -> JobRecord {
         if record.job.state.is_final() { delivery.due(record.job.created_at) } else { delivery }
     });
     JobRecord { delivery, ..record }
-}
-
-/// A record of another store, with the webhook that it came with. Of a job that ended there, none is made here.
-pub(super) fn imported(record: JobRecord) -> JobRecord {
-    let is_final = record.job.state.is_final();
-    match record.delivery {
-        // A job that ended owes a message or has none to wait for; another one waits.
-        Some(Delivery { state: DeliveryState::Waiting, .. }) if is_final => JobRecord { delivery: None, ..record },
-        Some(delivery) if !is_final => JobRecord { delivery: Some(delivery.withdrawn()), ..record },
-        None if !is_final => with_delivery(record),
-        Some(_) | None => record,
-    }
 }
 
 /// The newest message of an ended job, due again. A job that was imported after its end has none yet.

@@ -77,6 +77,7 @@ pub(crate) async fn holds_for<S: Store, F: AsyncFn() -> S>(fresh: F) {
     moves_all_that_it_holds_to_another_store(fresh().await, fresh().await).await;
     owes_a_message_for_each_end_of_a_job_with_a_callback(&fresh().await).await;
     sends_a_message_again_and_lists_those_that_fail(&fresh().await).await;
+    sends_the_message_of_an_end_after_a_skipped_one(&fresh().await).await;
     adds_up_what_attempts_cost_and_outlives_their_jobs(&fresh().await).await;
 }
 
@@ -657,6 +658,9 @@ async fn moves_all_that_it_holds_to_another_store<S: Store>(from: S, to: S) {
     for (id, event) in [cancel(0), cancel(1), cancel(2)] {
         from.transition(id, event, at(10)).await.unwrap();
     }
+    // As an earlier version imported it.
+    let without_webhook = JobRecord { delivery: None, ..JobRecord::fresh(named(6, 6, 1), request_with_callback(6)) };
+    from.import(vec![without_webhook], None).await.unwrap();
     claim(&*from, 4, 11).await;
     from.transition(
         job(4).id,
@@ -683,7 +687,7 @@ async fn moves_all_that_it_holds_to_another_store<S: Store>(from: S, to: S) {
     let (source, target): (Arc<dyn Store>, Arc<dyn Store>) = (from.clone(), to.clone());
     let (records, lines) = all_records(&source).await;
     let kinds: Vec<String> = records.iter().map(|record| record.kind().to_string()).collect();
-    let expected = "setting api_key session history ledger_day audit_entry idempotency_key job job job job job";
+    let expected = "setting api_key session history ledger_day audit_entry idempotency_key job job job job job job";
     assert_eq!(kinds.join(" "), expected);
     // A move that was interrupted, and repeated as often as need be.
     archive::mark(&*target, "there").await.unwrap();
@@ -795,7 +799,8 @@ async fn sends_a_message_again_and_lists_those_that_fail(store: &impl Store) {
     // What ended elsewhere is announced only if a person wants it.
     let ended = |n| job(n).apply(&JobEvent::Cancel { at_risk: None }, at(3)).unwrap();
     let records = [(6, request_with_callback(6)), (7, request(7))];
-    store.import(records.map(|(n, request)| JobRecord::fresh(ended(n), request)).to_vec(), None).await.unwrap();
+    let records = records.map(|(n, request)| JobRecord { delivery: None, ..JobRecord::fresh(ended(n), request) });
+    store.import(records.to_vec(), None).await.unwrap();
     assert_eq!(store.resend(job(7).id, at(4)).await, Err(StoreError::NotFound(job(7).id)), "it has no callback URL");
     assert!(due(store, 99).await.is_empty());
     store.resend(job(6).id, at(4)).await.unwrap();
@@ -821,6 +826,18 @@ async fn sends_a_message_again_and_lists_those_that_fail(store: &impl Store) {
     assert_eq!((failing(None).await, due(store, 7).await.len()), (vec![job(3).id], 3));
     store.remove(vec![job(3).id], at(9)).await.unwrap();
     assert!(failing(None).await.is_empty());
+}
+
+async fn sends_the_message_of_an_end_after_a_skipped_one(store: &impl Store) {
+    let cancel = JobEvent::Cancel { at_risk: None };
+    let ended = JobRecord::fresh(job(0).apply(&cancel, at(1)).unwrap(), request_with_callback(0));
+    let skipped = ended.delivery.clone().map(|delivery| delivery.due(at(1)).skipped());
+    store.import(vec![JobRecord { delivery: skipped, ..ended }], None).await.unwrap();
+    assert!(due(store, 99).await.is_empty());
+    store.transition(job(0).id, JobEvent::Requeue { run_at: at(2) }, at(2)).await.unwrap();
+    store.transition(job(0).id, cancel, at(3)).await.unwrap();
+    assert_eq!(due(store, 3).await, [job(0).id]);
+    assert_eq!(store.get(job(0).id).await.unwrap().unwrap().delivery.unwrap().number, 2, "another message");
 }
 
 async fn keeps_jobs_whose_message_is_due(store: &impl Store) {

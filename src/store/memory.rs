@@ -231,7 +231,7 @@ impl JobStore for MemoryStore {
                 insertions.push(if is_here { Insertion::Existing(record.job.id) } else { Insertion::Accepted });
                 if !is_here {
                     changed.push(record.job.clone());
-                    state.add(change::imported(record), place);
+                    state.add(record, place);
                 }
             }
             Ok((insertions, changed))

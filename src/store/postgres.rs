@@ -357,7 +357,7 @@ impl JobStore for PostgresStore {
 
     async fn import(&self, records: Vec<JobRecord>, places: Option<Vec<u64>>) -> Result<Vec<Insertion>, StoreError> {
         let ids = records.iter().map(|record| record.job.id).collect();
-        let new = NewJob::from_records(records.into_iter().map(change::imported))?;
+        let new = NewJob::from_records(records)?;
         let needs = Needs { jobs: ids, ..Needs::of_new(&new) };
         self.bring(needs, |batch| Ok(batch.import(new, places))).await
     }

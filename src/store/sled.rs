@@ -167,7 +167,7 @@ impl JobStore for SledStore {
     }
 
     async fn import(&self, records: Vec<JobRecord>, places: Option<Vec<u64>>) -> Result<Vec<Insertion>> {
-        let all = NewJob::from_records(records.into_iter().map(change::imported))?;
+        let all = NewJob::from_records(records)?;
         self.write(size_of(&all), |batch| batch.import(all, places)).await
     }
 

@@ -2,14 +2,19 @@
 
 use secrecy::SecretString;
 
-use super::{error::TransferError, open::Open, place::Place};
+use super::{error::TransferError, export, import, move_all, open::Open, place::Place};
 use crate::{
+    app::parts,
     clock::Clock,
+    job::{JobEvent, JobRecord, delivery::DeliveryState},
     ledger::{Day, Sums},
     metrics::Metrics,
     store::{
-        JobStore, Ledger, Registry, archive,
+        JobStore, Ledger, Registry,
+        archive::{self, Writer},
+        contract::{at, job, request_with_callback},
         postgres::{Member, PostgresStore, tests::database::Postgres},
+        sled::{SledStore, salvage},
     },
 };
 
@@ -56,4 +61,45 @@ async fn the_whole_ledger_of_a_database_is_read_however_many_changes_came_before
     postgres.sql("jobs", fill);
     let source = Open::source(&Place::Database(url), &clock).await.unwrap();
     assert_eq!(source.store.days(9).await.unwrap().len(), 1);
+}
+
+/// A store of a pending job and one that ended, both with a callback URL and without a stored webhook.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_without_the_webhook_that_it_should_have_is_moved_imported_and_salvaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name| folder.path().join(name);
+    let open = |name| SledStore::open(parts::store(&path(name), false), Clock::system(), Metrics::new()).unwrap();
+    let source = open("data");
+    let ended = job(1).apply(&JobEvent::Cancel { at_risk: None }, at(1)).unwrap();
+    let record = |job, n| JobRecord { delivery: None, ..JobRecord::fresh(job, request_with_callback(n)) };
+    source.import(vec![record(job(0), 0), record(ended, 1)], None).await.unwrap();
+    source.insert(job(2), request_with_callback(2)).await.unwrap();
+    source.transition(job(2).id, JobEvent::Cancel { at_risk: None }, at(2)).await.unwrap();
+    source.close().await;
+    drop(source);
+
+    let data = Place::Folder(path("data"));
+    let [mut exported, mut salvaged] =
+        [(); 2].map(|()| Writer::new(Vec::new(), |line| line.into(), Clock::system().now(), false));
+    export(&data, &mut exported).await.unwrap();
+    salvage::export(&parts::store_folder(&path("data")), &mut salvaged).unwrap();
+    import(&exported.out()[..], &Place::Folder(path("exported")), &mut |_| {}).await.unwrap();
+    import(&salvaged.out()[..], &Place::Folder(path("salvaged")), &mut |_| {}).await.unwrap();
+    move_all(&data, &Place::Folder(path("moved")), &mut |_| {}).await.unwrap();
+
+    let states = async |name| {
+        let store = open(name);
+        let mut states = Vec::new();
+        for n in 0..3 {
+            let webhook = store.get(job(n).id).await.unwrap().unwrap().delivery;
+            states.push(webhook.map(|webhook| (webhook.state, webhook.number)));
+        }
+        store.close().await;
+        states
+    };
+    let due = Some((DeliveryState::Pending { next_at: at(2) }, 1));
+    let complete = [Some((DeliveryState::Waiting, 0)), Some((DeliveryState::Skipped, 0)), due];
+    assert_eq!(states("exported").await, complete);
+    assert_eq!(states("salvaged").await, complete, "and who waits for a message gets it");
+    assert_eq!(states("moved").await, [None, None, due], "a move changes nothing");
 }

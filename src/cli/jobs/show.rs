@@ -86,7 +86,7 @@ fn webhook(job: &Value) -> String {
         Some("waiting") => "sent when the job ends".to_owned(),
         Some("given_up") => "not delivered, no further tries".to_owned(),
         Some("disabled") => "disabled by the receiver".to_owned(),
-        Some("skipped") => "not sent, because callback_events does not have the event".to_owned(),
+        Some("skipped") => "not sent: callback_events does not have the event, or the job was imported".to_owned(),
         Some(state) => clean(state),
     };
     let tries = items(delivery, "tries");

@@ -10,7 +10,7 @@ use crate::{
     digest::ModelKey,
     job::{
         Attempt, FailureCode, Failures, IdempotencyKey, Job, JobId, JobRecord, JobRequest, JobState, Owner, Priority,
-        delivery::Delivery,
+        delivery::{Delivery, DeliveryState},
     },
 };
 
@@ -108,8 +108,18 @@ pub(super) fn read(line: &[u8]) -> Result<JobRecord, ArchiveError> {
     let Bodies { request, attempts, webhook } = serde_json::from_slice(line)?;
     job.model = request.model.as_deref().map(ModelKey::of);
     check(&job, &request, &attempts).map_err(ArchiveError::Inconsistent)?;
-    let delivery = webhook.filter(|_| request.callback_url.is_some());
+    let delivery = request.callback_url.as_deref().map(|url| checked(webhook, url, job.state.is_final()));
     Ok(JobRecord { job, request: Arc::new(request), attempts, delivery })
+}
+
+/// The webhook of a job. Without one, the job would send no message at its end.
+fn checked(webhook: Option<Delivery>, callback_url: &str, is_final: bool) -> Delivery {
+    let webhook = webhook.unwrap_or_else(|| Delivery::to(callback_url));
+    match (is_final, webhook.state) {
+        (false, _) => webhook.withdrawn(),
+        (true, DeliveryState::Waiting) => webhook.skipped(),
+        (true, _) => webhook,
+    }
 }
 
 /// Refuses what no job of this program can have.
@@ -185,7 +195,8 @@ mod tests {
         job.idempotency = Some(Box::new(IdempotencyKey { key: [1; 16], body: [2; 16], expires_at: at(99) }));
         let callback_url = Some("https://example.com/hook".to_owned());
         let request = JobRequest { query: "Buy or build?".to_owned(), callback_url, ..JobRequest::default() };
-        let delivery = Some(Delivery::to("https://example.com/hook").due(at(50)));
+        let webhook = Delivery::to("https://example.com/hook");
+        let delivery = Some(if job.state.is_final() { webhook.due(at(50)) } else { webhook });
         JobRecord { job, request: Arc::new(request), attempts, delivery }
     }
 
@@ -214,6 +225,17 @@ mod tests {
         }
         let back = read(write(&succeeded()).unwrap().as_bytes()).unwrap();
         assert_eq!(back.attempts[0].report.result.as_ref().unwrap().get(), r#"{"b":1,  "a":1.10}"#);
+    }
+
+    #[test]
+    fn a_job_whose_line_has_no_webhook_sends_the_message_of_its_next_end() {
+        for (events, state) in
+            [(vec![], DeliveryState::Waiting), (vec![JobEvent::Cancel { at_risk: None }], DeliveryState::Skipped)]
+        {
+            let line = write(&JobRecord { delivery: None, ..record(&events) }).unwrap();
+            let webhook = read(line.as_bytes()).unwrap().delivery.unwrap();
+            assert_eq!((webhook.host.as_str(), webhook.state), ("example.com:443", state));
+        }
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl Deliveries {
 
 /// A delivery as found on disk, corrected by its job: it is written before the job's metadata, so a crash can have left it
 /// one step ahead.
-fn reconcile(delivery: Delivery, job: &Job) -> Delivery {
+pub(super) fn reconcile(delivery: Delivery, job: &Job) -> Delivery {
     match delivery.state {
         DeliveryState::Pending { .. } if !job.state.is_final() => {
             Delivery { number: delivery.number - 1, ..delivery.withdrawn() }

@@ -22,14 +22,15 @@ use serde_json::value::RawValue;
 
 use super::{
     checksum::Checksum,
-    codec, commit_counter,
+    codec, commit_counter, deliveries,
     disk::{self, DB},
     error::OpenError,
     keys::{self, Seq},
     log::Log,
+    records,
 };
 use crate::{
-    job::Job,
+    job::{Job, delivery::Delivery},
     store::{
         archive::{Kind, Life, Writer},
         record,
@@ -347,6 +348,12 @@ impl Records {
             let attempt = line.parse(format!("attempt {number}"), record, is_expected);
             line.attempts.extend(attempt);
         }
+        if let Some((job, webhook)) = job.as_ref().zip(self.get(&keys::of_job(keys::DELIVERY, seq))) {
+            match records::parse_delivery(&webhook) {
+                Ok(webhook) => line.webhook = Some(deliveries::reconcile(webhook, job)),
+                Err(_) => line.unreadable.push("the webhook".to_owned()),
+            }
+        }
         line.life = job.map(Life);
         line
     }
@@ -362,6 +369,8 @@ struct Line {
     request: Option<Box<RawValue>>,
     /// Oldest first, as stored: with the raw answer and, if it succeeded, the result.
     attempts: Vec<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    webhook: Option<Delivery>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     unreadable: Vec<String>,
     /// The text that is left of records that can't be read whole.
@@ -380,6 +389,7 @@ impl Line {
             life: None,
             request: None,
             attempts: Vec::new(),
+            webhook: None,
             unreadable: Vec::new(),
             fragments: BTreeMap::new(),
             only_in_log,
