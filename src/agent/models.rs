@@ -112,8 +112,11 @@ impl Models {
     /// Adds what another node has learnt by its calls.
     pub fn merge(&self, memo: &ModelMemo, moments: &Moments) {
         let left_out = memo.left_out.iter().filter_map(|name| name.parse::<Parameter>().ok()).map(<&str>::from);
+        // The other node's clock may be ahead.
+        let latest = Instant::now() + GONE_FOR;
+        let out_until = memo.out_until.map(|until| moments.instant(until).min(latest));
         self.learn(&memo.model, |shape| {
-            shape.out_until = shape.out_until.max(memo.out_until.map(|until| moments.instant(until)));
+            shape.out_until = shape.out_until.max(out_until);
             shape.left_out.extend(left_out);
             shape.max_tokens = [shape.max_tokens, memo.max_tokens].into_iter().flatten().min();
             shape.schema_used_at = shape.schema_used_at.max(memo.schema_used_at);
@@ -267,6 +270,7 @@ fn is_out(learnt: &HashMap<String, Shape>, id: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
 
     fn models() -> Models {
         Models::new("a".to_owned(), vec!["b".to_owned()], vec!["c".to_owned()])
@@ -293,6 +297,18 @@ mod tests {
         assert!(!models.pass_over("a", GONE_FOR + OVERLOADED_FOR), "the other is still out");
         tokio::time::advance(GONE_FOR).await;
         assert_eq!(models.pick(&[]), "b");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_whose_clock_is_a_day_ahead_has_a_model_passed_over_for_an_hour_at_most() {
+        let (node, dispatcher) = (models(), models());
+        let now = Timestamp::from_millis(1_800_000_000_000);
+        let [ahead, right] = [now.plus(Duration::from_hours(24)), now].map(|at| Moments::now(&Clock::manual(at)));
+        node.pass_over("a", OVERLOADED_FOR);
+        dispatcher.merge(&node.memo(&ahead)[0], &right);
+        assert_eq!(dispatcher.pick(&[]), "b");
+        tokio::time::advance(GONE_FOR).await;
+        assert_eq!(dispatcher.pick(&[]), "a");
     }
 
     #[test]
