@@ -337,7 +337,7 @@ impl PostgresStore {
     ) -> Result<Vec<tokio_postgres::Row>, StoreError> {
         self.lanes()?;
         // At once, or every request would wait for the time limits of a connection.
-        if let Some(reason) = self.shared.trouble() {
+        if let Some(reason) = self.shared.read_trouble() {
             return Err(StoreError::Unavailable { reason });
         }
         self.shared.readers.read(sql, values).await.map_err(unavailable)

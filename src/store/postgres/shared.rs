@@ -67,6 +67,11 @@ impl Shared {
         self.trouble.lock().clone().or_else(|| is_silent().then(silence))
     }
 
+    /// Why nothing can be read at the moment, if so. A full database can be read, also while the writer connects again.
+    pub(super) fn read_trouble(&self) -> Option<String> {
+        self.trouble().filter(|_| self.full.lock().is_none())
+    }
+
     pub(super) fn set_state(&self, state: State) {
         self.metrics.feed_position.set(state.n);
         *self.state.write() = state;

@@ -205,6 +205,27 @@ async fn a_crash_of_the_server_loses_nothing_that_was_acknowledged_and_jobs_go_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_full_database_can_be_read_while_the_writer_connects_again() {
+    let postgres = Postgres::start();
+    let store = open(&postgres.create("jobs")).await.unwrap();
+    store.insert(job(0), request(0)).await.unwrap();
+    // As a server whose disk is full.
+    let full = "create function ceoagent.fail() returns trigger language plpgsql as
+                    $$ begin raise 'full' using errcode = 'disk_full'; end $$;
+                create trigger fails before insert on ceoagent.feed execute function ceoagent.fail()";
+    postgres.sql("jobs", full);
+    // The writer reads it at its start.
+    let other = store.shared.database.connect().await.unwrap();
+    let lock = "set idle_in_transaction_session_timeout to 0; begin; lock table ledger";
+    other.client.batch_execute(lock).await.unwrap();
+    store.insert(job(1), request(1)).await.unwrap_err();
+    until(|| store.shared.trouble().is_some()).await;
+    assert_eq!(store.find(job(0).id).await, Ok(Some(job(0))));
+    let read = store.get(job(0).id).await.unwrap().unwrap();
+    assert_eq!((read.request, store.shared.trouble().is_some()), (request(0), true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_lost_its_seat_writes_nothing_more() {
     let postgres = Postgres::start();
     let url = postgres.create("jobs");
