@@ -31,7 +31,7 @@ use tempfile::TempDir;
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{board::Pick, core::WAIT_POLL, hold::CHANCE_POLL, retry::RetryBounds, *};
+use super::{board::Pick, hold::CHANCE_POLL, retry::RetryBounds, *};
 use crate::{
     clock::{Clock, Timestamp},
     digest::Lane,
@@ -65,8 +65,8 @@ const LEASE: Duration = Duration::from_secs(30);
 /// Later than any sequence gets.
 const NEVER: Duration = Duration::from_hours(24 * 365);
 
-/// A waiter that needs longer was woken by its slow poll instead of the signal.
-const SIGNALLED: Duration = Duration::from_secs(WAIT_POLL.as_secs() - 1);
+/// A waiter that needs longer was not signalled: it needs its slow poll. In virtual time, which passes only while all tasks wait.
+const SIGNALLED: Duration = Duration::from_millis(1);
 
 /// What each attempt costs that is answered.
 const COST: TokenUsage =
@@ -644,9 +644,6 @@ impl World {
             tokio::time::resume();
         }
         self.check(deaf).await;
-        if deaf {
-            tokio::time::resume();
-        }
     }
 
     fn submission(&mut self, new: &New) -> (Submission, Expected) {
@@ -1048,11 +1045,14 @@ impl World {
         }
 
         let mut waiting = Vec::new();
+        if !deaf {
+            tokio::time::pause();
+        }
         for (id, waiter) in std::mem::take(&mut self.waiters) {
             match self.jobs.iter().find(|job| job.id == id) {
                 Some(job) if !job.state.is_final() => waiting.push((id, waiter)),
                 _ => {
-                    // Unheard changes are found by the slow poll, with a clock that does not make anybody wait.
+                    // Unheard changes are found by the slow poll.
                     let patience = if deaf { NEVER } else { SIGNALLED };
                     let record = tokio::time::timeout(patience, waiter).await.expect("the waiter was woken").unwrap();
                     match record {
@@ -1063,6 +1063,7 @@ impl World {
             }
         }
         self.waiters = waiting;
+        tokio::time::resume();
     }
 
     /// Brings every job to its end: none may be stuck.

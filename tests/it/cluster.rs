@@ -371,7 +371,7 @@ impl Cluster {
         let deadline = Instant::now() + PATIENCE;
         let mut count = 0;
         loop {
-            let query = format!("Is there room on node {node}? {count}");
+            let query = format!("Case {count} of room on node {node}: should we proceed?");
             let answer = Service::at(self.nodes[node].base().unwrap()).submit(&query).await;
             if answer.status != 202 {
                 return answer;
