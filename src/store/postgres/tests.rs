@@ -497,13 +497,18 @@ async fn a_process_that_another_has_replaced_under_its_name_ends() {
     let postgres = Postgres::start();
     let url = postgres.create("jobs");
     let first = open_as(&url, "a:1").await.unwrap();
-    // As a process that started while the first one was silent, and ended its connection.
-    postgres.sql("jobs", "update ceoagent.node set process = 'other', incarnation = incarnation + 1");
+    // As a process that started while the first one was silent, ended its connection, and then registered.
     let database = Database::open(&SecretString::from(url.as_str()), &[]).await.unwrap();
     let other = database.connect().await.unwrap();
-    let ending = "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objsubid = 2";
-    let locking = format!("{ending}; select pg_advisory_lock({NAME_LOCK}, {})", name_number("a:1"));
-    other.client.batch_execute(&locking).await.unwrap();
+    other.client.batch_execute("set lock_timeout to 0; set statement_timeout to 0").await.unwrap();
+    let lock = format!("select pg_advisory_lock({NAME_LOCK}, {})", name_number("a:1"));
+    let end_holder = async {
+        let locks = "from pg_locks where locktype = 'advisory' and objsubid = 2 and";
+        until(|| postgres.sql("jobs", &format!("select count(*) {locks} not granted")) == "1").await;
+        postgres.sql("jobs", &format!("select pg_terminate_backend(pid) {locks} granted"));
+    };
+    tokio::join!(other.client.batch_execute(&lock), end_holder).0.unwrap();
+    postgres.sql("jobs", "update ceoagent.node set process = 'other', incarnation = incarnation + 1");
     timeout(PATIENCE, first.lost().cancelled()).await.unwrap();
     let told = first.insert(job(0), request(0)).await.unwrap_err().to_string();
     assert!(!told.contains("seat"), "{told}");
