@@ -125,7 +125,7 @@ impl Redis {
                     self.set(self.connect().await);
                 } else if timeout(self.times.pause, failed).await.is_err() {
                     // Else nobody would notice a lost connection before it is needed.
-                    let _: Option<((),)> = self.query(redis::pipe().cmd("PING").ignore()).await;
+                    let _: Option<[String; 1]> = self.query(redis::pipe().cmd("PING")).await;
                 }
             }
         };

@@ -164,6 +164,29 @@ async fn what_a_server_will_never_accept_is_an_error_and_one_that_is_away_is_not
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_is_tried_and_stays() {
+    let server = RedisServer::start();
+    let redis = open(&server, Times { pause: Duration::from_millis(1), ..SLOW }).await;
+    let calls = |name: &str| {
+        let stats = server.command(&["info", "commandstats"]);
+        let count = |line: &str| line.strip_prefix(&format!("cmdstat_{name}:calls="))?.split(',').next()?.parse().ok();
+        stats.lines().find_map(count).unwrap_or(0_u64)
+    };
+    let of_connecting = calls("eval");
+    let closing = CancellationToken::new();
+    let running = tokio::spawn(Arc::clone(&redis).run(closing.clone()));
+    let tried = async {
+        while calls("ping") < 5 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, tried).await.unwrap();
+    closing.cancel();
+    running.await.unwrap();
+    assert_eq!((redis.trouble(), calls("eval")), (None, of_connecting), "it is the same connection");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_in_cluster_mode_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let (nodes, port) = (folder.path().join("nodes.conf"), redis_server::free_port().to_string());

@@ -658,7 +658,7 @@ async fn moves_all_that_it_holds_to_another_store<S: Store>(from: S, to: S) {
     for (id, event) in [cancel(0), cancel(1), cancel(2)] {
         from.transition(id, event, at(10)).await.unwrap();
     }
-    // As an earlier version imported it.
+    // It is copied as it is.
     let without_webhook = JobRecord { delivery: None, ..JobRecord::fresh(named(6, 6, 1), request_with_callback(6)) };
     from.import(vec![without_webhook], None).await.unwrap();
     claim(&*from, 4, 11).await;
