@@ -67,8 +67,9 @@ impl Operations {
                 key.expires_at = key.expires_at.min(last_end);
             }
             // Not dropped: without it, the job would send no message if it were retried.
-            let is_due = delivery.as_ref().is_some_and(|delivery| delivery.next_at().is_some());
-            *delivery = delivery.take().map(|delivery| if is_due { delivery.skipped() } else { delivery });
+            if let Some(due) = delivery.take_if(|delivery| delivery.next_at().is_some()) {
+                *delivery = Some(due.skipped());
+            }
         }
         keys.iter_mut().for_each(|(key, ..)| key.expires_at = key.expires_at.min(last_end));
         let mut new: Vec<&Job> = Vec::new();

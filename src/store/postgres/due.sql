@@ -10,11 +10,12 @@ with recursive place as (
         order by caller, host limit 1
     ) next
 )
-select (select id from job where seq = d.seq), p.caller, p.host
+select j.id, p.caller, p.host
 from place p
 cross join lateral (
     select seq, next_at from delivery
     where caller = p.caller and host = p.host and next_at <= $1
     order by next_at, seq limit $2
 ) d
+cross join lateral (select id from job where seq = d.seq limit 1) j
 order by d.next_at, d.seq

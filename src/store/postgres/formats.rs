@@ -5,8 +5,8 @@
 //! back to the old version as long as one node of it has run all the time. Registration and raising exclude each other by an
 //! advisory lock.
 //!
-//! Format 1 is version 0 of the record of a job, and the first shape of the feed and of the service time in the seat. Whoever
-//! changes one of them adds a format, and a writer for each in the range.
+//! Format 1 has version 0 of a job's record, and the first shape of the feed. The seat's service time has its first shape too.
+//! A change of any of these three is a new format. It needs a writer for each format in the range.
 //!
 //! What nodes tell each other of clients and calls, and what a dispatcher leaves to the next, is JSON without a format. Readers
 //! ignore what they don't know. So a new field there needs a default.
